@@ -1,0 +1,195 @@
+//! The one error type.
+
+use crate::parameter::DType;
+
+/// `Result` with this library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong.
+///
+/// Errors of the caller's input are found before anything is changed: after one, parameters, state and step count are what
+/// they were. A failing device ([`DeviceLost`](Self::DeviceLost), [`Timeout`](Self::Timeout),
+/// [`OutOfMemory`](Self::OutOfMemory) in the middle of a step) may leave that step half done.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An optimizer or a group was given no parameter.
+    #[error("{place} has no parameters: expected at least one")]
+    NoParameters {
+        /// "the optimizer" or the group.
+        place: String,
+    },
+    /// Two parameters have one name.
+    #[error("parameter {name:?} is listed twice: names must be unique within an optimizer")]
+    DuplicateParameter {
+        /// The name.
+        name: String,
+    },
+    /// A parameter with `requires_grad(false)` was handed to an optimizer.
+    #[error("parameter {name:?} does not require a gradient: leave it out of the optimizer")]
+    FrozenParameter {
+        /// The name.
+        name: String,
+    },
+    /// The number of elements of a shape does not fit into memory.
+    #[error("parameter {name:?} has a shape whose number of elements overflows: {shape:?}")]
+    ShapeOverflow {
+        /// The name.
+        name: String,
+        /// The shape as given.
+        shape: Vec<usize>,
+    },
+    /// A hyper-parameter is out of its range or not a number.
+    #[error("{name} must be {expected}, got {got}")]
+    HyperParameter {
+        /// The hyper-parameter, with its rule or group where there is one (`adam.beta1`, `group 1: weight_decay`).
+        name: String,
+        /// The values that are accepted.
+        expected: &'static str,
+        /// The value that was given.
+        got: String,
+    },
+    /// A list of rates is shorter than the training.
+    #[error(
+        "the learning rates of {place} are exhausted: update {update} needs index {update}, the list has {len} entries"
+    )]
+    RateExhausted {
+        /// "the optimizer" or the group.
+        place: String,
+        /// The 0-based index of this update.
+        update: u64,
+        /// The length of the list.
+        len: usize,
+    },
+    /// A schedule returned a value that is not a finite number.
+    #[error("the learning rate of {place} at update {update} is {got}: expected a finite number")]
+    RateNotFinite {
+        /// "the optimizer" or the group.
+        place: String,
+        /// The 0-based index of this update.
+        update: u64,
+        /// What the schedule returned.
+        got: f64,
+    },
+    /// A step got more or fewer parameters or gradients than are registered.
+    #[error("expected {expected} {what}s, in the order of registration, got {got}")]
+    Count {
+        /// "parameter" or "gradient".
+        what: &'static str,
+        /// The number of registered parameters.
+        expected: usize,
+        /// The number handed over.
+        got: usize,
+    },
+    /// Memory handed to a step has another length than its parameter's shape says.
+    #[error("{what} {name:?} has {got} elements, its shape has {expected}")]
+    Length {
+        /// "parameter" or "gradient".
+        what: &'static str,
+        /// The parameter's name.
+        name: String,
+        /// Elements by the shape.
+        expected: usize,
+        /// Elements handed over.
+        got: usize,
+    },
+    /// Memory handed to a step has another element type than registered or supported.
+    #[error("{what} {name:?} is {got}, expected {expected}")]
+    DType {
+        /// "parameter" or "gradient".
+        what: &'static str,
+        /// The parameter's name.
+        name: String,
+        /// The type that is accepted here.
+        expected: DType,
+        /// The type handed over.
+        got: DType,
+    },
+    /// Memory of one backend was handed to another, or a buffer is not fit for use.
+    #[error("{what} {name:?}: expected {expected}, got {got}")]
+    Memory {
+        /// "parameter" or "gradient".
+        what: &'static str,
+        /// The parameter's name, or the buffer's where it is not yet tied to a parameter.
+        name: String,
+        /// What the backend needs.
+        expected: String,
+        /// What it was given.
+        got: String,
+    },
+    /// There is no such parameter, or the rule keeps no such slot.
+    #[error("no {what} named {name:?}: expected one of {expected}")]
+    Unknown {
+        /// "parameter" or "slot".
+        what: &'static str,
+        /// The name that was asked for.
+        name: String,
+        /// The names there are.
+        expected: String,
+    },
+    /// A combination that this version does not run. Never a silent fallback.
+    #[error("{what} is not supported by the {backend} backend")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// The backend that refuses.
+        backend: String,
+    },
+    /// This build does not contain the backend.
+    #[error(
+        "the {backend} backend is not part of this build: enable the feature {feature:?} of the crate `optimizers`"
+    )]
+    BackendNotBuilt {
+        /// The backend's name.
+        backend: &'static str,
+        /// The feature that brings it.
+        feature: &'static str,
+    },
+    /// No GPU, not even a software one, was found.
+    #[error("no GPU adapter found: {hint} ({detail})")]
+    NoAdapter {
+        /// How to get one.
+        hint: &'static str,
+        /// What the graphics library said.
+        detail: String,
+    },
+    /// The device lacks something that the kernels need.
+    #[error("the device is not sufficient: {what} must be at least {expected}, got {got}")]
+    DeviceLimit {
+        /// The limit's name.
+        what: &'static str,
+        /// The least that is needed.
+        expected: u64,
+        /// What the device has.
+        got: u64,
+    },
+    /// The device ran out of memory. It is still usable.
+    #[error("the device is out of memory: {detail}")]
+    OutOfMemory {
+        /// What the graphics library said.
+        detail: String,
+    },
+    /// The device is gone (driver reset, unplugged, destroyed). Make a new backend and restore the state.
+    #[error("the device is lost: {detail}")]
+    DeviceLost {
+        /// What the graphics library said.
+        detail: String,
+    },
+    /// The device did not finish in time. It may still finish.
+    #[error("the device did not finish within {seconds} s")]
+    Timeout {
+        /// The limit that passed.
+        seconds: u64,
+    },
+    /// The graphics library refused a call. After the library's own checks this is a defect of this library: please report it.
+    #[error("the device refused a call: {detail}")]
+    Device {
+        /// What the graphics library said.
+        detail: String,
+    },
+}
+
+/// Checks one hyper-parameter: `Ok` if `valid`, else an [`Error::HyperParameter`] that names it.
+pub fn check(valid: bool, name: &str, expected: &'static str, got: f64) -> Result<()> {
+    if valid { Ok(()) } else { Err(Error::HyperParameter { name: name.to_owned(), expected, got: got.to_string() }) }
+}

@@ -1,0 +1,400 @@
+//! The builder and the step.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, Shaping, Update};
+use crate::error::check;
+use crate::rule::{At, Decay};
+use crate::rules::single;
+use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
+
+/// Decides by name, shape and type whether a parameter decays.
+type DecayFilter = Arc<dyn Fn(&Parameter) -> bool + Send + Sync>;
+
+/// An optimizer being described. Made by a config: `Adam::default().params(…)`, `Momentum::new(…).groups(…)`.
+///
+/// Everything is checked in [`build`](Self::build).
+#[derive(Clone)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct Builder {
+    rule: Rule,
+    weight_decay: f64,
+    groups: Vec<ParamGroup>,
+    grouped: bool,
+    order: Option<Vec<String>>,
+    decay_filter: Option<DecayFilter>,
+    loss_scale: f64,
+}
+
+impl Builder {
+    /// A builder without parameters.
+    pub fn new(rule: impl Into<Rule>) -> Self {
+        let rule = rule.into();
+        Self {
+            weight_decay: rule.spec().weight_decay(),
+            rule,
+            groups: Vec::new(),
+            grouped: false,
+            order: None,
+            decay_filter: None,
+            loss_scale: 1.0,
+        }
+    }
+
+    /// All parameters with the same settings. Replaces what was given before.
+    pub fn params<P: Into<Parameter>>(mut self, params: impl IntoIterator<Item = P>) -> Self {
+        self.groups = vec![ParamGroup::new(params)];
+        self.grouped = false;
+        self
+    }
+
+    /// Parameters in groups. Replaces what was given before. Parameters and gradients of a step come in the order of the
+    /// groups' concatenated lists, unless [`order_params`](Self::order_params) says otherwise.
+    pub fn groups(mut self, groups: impl IntoIterator<Item = ParamGroup>) -> Self {
+        self.groups = groups.into_iter().collect();
+        self.grouped = true;
+        self
+    }
+
+    /// The order in which a step hands over parameters and gradients (MindSpore's `order_params`): exactly the grouped
+    /// parameters, matched by name.
+    pub fn order_params<P: Into<Parameter>>(mut self, params: impl IntoIterator<Item = P>) -> Self {
+        self.order = Some(params.into_iter().map(|p| p.into().name().to_owned()).collect());
+        self
+    }
+
+    /// Which parameters decay at all. It replaces MindSpore's default: with groups all decay; without, those whose name
+    /// contains neither `beta` nor `gamma` (case-sensitive, anywhere in the name; biases decay).
+    pub fn decay_filter(mut self, filter: impl Fn(&Parameter) -> bool + Send + Sync + 'static) -> Self {
+        self.decay_filter = Some(Arc::new(filter));
+        self
+    }
+
+    /// The weight decay of every group that does not set its own. Default: the config's. Finite and ≥ 0.
+    pub fn weight_decay(mut self, weight_decay: f64) -> Self {
+        self.weight_decay = weight_decay;
+        self
+    }
+
+    /// The factor by which the loss, and so every gradient, was multiplied: a step divides it out again. Default 1.
+    /// Finite and > 0. Weight decay acts on the unscaled gradient.
+    pub fn loss_scale(mut self, loss_scale: f64) -> Self {
+        self.loss_scale = loss_scale;
+        self
+    }
+
+    /// Checks everything, opens the backend and allocates the state.
+    ///
+    /// # Errors
+    /// No parameters at all or in a group; two of one name; a frozen one; a hyper-parameter out of its range;
+    /// an `order_params` that is not exactly the grouped parameters; what opening the backend or allocating returns.
+    pub fn build(self, backend: impl IntoBackend) -> Result<Optimizer> {
+        self.validate()?;
+        let (parameters, group_of) = self.ordered()?;
+
+        let groups: Vec<Group> = (self.groups.iter().enumerate())
+            .map(|(index, group)| Group {
+                place: if self.grouped { format!("group {index}") } else { "the optimizer".into() },
+                lr: group.lr.clone().unwrap_or_else(|| self.rule.spec().lr().clone()),
+                weight_decay: group.weight_decay.unwrap_or(self.weight_decay),
+            })
+            .collect();
+
+        let decays = |parameter: &Parameter| match &self.decay_filter {
+            Some(filter) => filter(parameter),
+            None => self.grouped || !(parameter.name().contains("beta") || parameter.name().contains("gamma")),
+        };
+        let mut classes: Vec<Class> = Vec::new();
+        let class_of = (parameters.iter().zip(&group_of))
+            .map(|(parameter, &group)| {
+                let class = Class { group, decays: groups[group].weight_decay > 0.0 && decays(parameter) };
+                classes.iter().position(|known| *known == class).unwrap_or_else(|| {
+                    classes.push(class);
+                    classes.len() - 1
+                })
+            })
+            .collect::<Vec<_>>();
+
+        let backend = backend.into_backend()?;
+        let engine = backend.engine(&Plan { rule: &self.rule, parameters: &parameters })?;
+        Ok(Optimizer {
+            record_of: vec![0; parameters.len()],
+            updated: vec![false; parameters.len()],
+            records: Vec::with_capacity(2 * classes.len()),
+            rates: vec![0.0; groups.len()].into(),
+            step: 0,
+            rule: self.rule,
+            loss_scale: self.loss_scale,
+            parameters,
+            groups,
+            classes,
+            class_of,
+            backend,
+            engine,
+        })
+    }
+
+    fn validate(&self) -> Result<()> {
+        let rule = self.rule.spec();
+        rule.validate()?;
+        rule.lr().validate(&format!("{}.lr", rule.name()))?;
+        let decay = self.weight_decay;
+        check(decay.is_finite() && decay >= 0.0, &format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay)?;
+        // The factor 1 / loss_scale must be a number as well, in f32.
+        let scale = self.loss_scale;
+        let usable = scale > 0.0 && single(scale).is_finite() && single(1.0 / scale).is_finite();
+        check(usable, "loss_scale", "finite and > 0", scale)?;
+
+        if self.groups.is_empty() {
+            return Err(Error::NoParameters { place: "the optimizer".into() });
+        }
+        let mut names = HashSet::new();
+        for (index, group) in self.groups.iter().enumerate() {
+            let place = if self.grouped { format!("group {index}") } else { "the optimizer".into() };
+            if group.params.is_empty() {
+                return Err(Error::NoParameters { place });
+            }
+            if let Some(lr) = &group.lr {
+                lr.validate(&format!("{place}: lr"))?;
+            }
+            if let Some(decay) = group.weight_decay {
+                check(decay.is_finite() && decay >= 0.0, &format!("{place}: weight_decay"), "finite and ≥ 0", decay)?;
+            }
+            if group.grad_centralization == Some(true) {
+                let what = format!("gradient centralization ({place})");
+                return Err(Error::Unsupported { what, backend: "any".into() });
+            }
+            for parameter in &group.params {
+                let name = parameter.name().to_owned();
+                if !parameter.is_trainable() {
+                    return Err(Error::FrozenParameter { name });
+                }
+                let bytes = parameter.shape().iter().try_fold(8_usize, |product, &extent| product.checked_mul(extent));
+                if bytes.is_none() {
+                    return Err(Error::ShapeOverflow { name, shape: parameter.shape().to_vec() });
+                }
+                if parameter.dtype() != DType::F32 {
+                    let (expected, got) = (DType::F32, parameter.dtype());
+                    return Err(Error::DType { what: "parameter", name, expected, got });
+                }
+                if !names.insert(parameter.name()) {
+                    return Err(Error::DuplicateParameter { name });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The parameters in the order of a step, and the group of each.
+    fn ordered(&self) -> Result<(Vec<Parameter>, Vec<usize>)> {
+        let members =
+            self.groups.iter().enumerate().flat_map(|(index, group)| group.params.iter().map(move |p| (p, index)));
+        let Some(order) = &self.order else {
+            return Ok(members.map(|(parameter, group)| (parameter.clone(), group)).unzip());
+        };
+        let mut known: HashMap<&str, (&Parameter, usize)> =
+            members.map(|(parameter, group)| (parameter.name(), (parameter, group))).collect();
+        let names = || self.groups.iter().flat_map(|g| &g.params).map(Parameter::name).collect::<Vec<_>>().join(", ");
+        let count = known.len();
+        let mut ordered = (Vec::new(), Vec::new());
+        for name in order {
+            if let Some((parameter, group)) = known.remove(name.as_str()) {
+                ordered.0.push(parameter.clone());
+                ordered.1.push(group);
+            } else if ordered.0.iter().any(|p: &Parameter| p.name() == name) {
+                return Err(Error::DuplicateParameter { name: name.clone() });
+            } else {
+                return Err(Error::Unknown { what: "grouped parameter", name: name.clone(), expected: names() });
+            }
+        }
+        if !known.is_empty() {
+            return Err(Error::Count { what: "ordered parameter", expected: count, got: ordered.0.len() });
+        }
+        Ok(ordered)
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("rule", &self.rule).field("groups", &self.groups).finish_non_exhaustive()
+    }
+}
+
+/// A group's settings with everything inherited.
+#[derive(Debug)]
+struct Group {
+    /// "group 1", or "the optimizer" without groups: for errors.
+    place: String,
+    lr: Rate,
+    weight_decay: f64,
+}
+
+/// Parameters whose updates compute with the same numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Class {
+    group: usize,
+    decays: bool,
+}
+
+/// A rule, its groups and rates, and its state on a backend.
+///
+/// ```
+/// # use optim_core::{Backend, Grad, Optimizer, ParamMut, Result};
+/// # fn train(optimizer: &mut Optimizer, w: &mut Vec<f32>, b: &mut Vec<f32>, gw: &Vec<f32>, gb: &Vec<f32>) -> Result<()> {
+/// let report = optimizer.step(&mut [w.into(), b.into()], &[gw.into(), gb.into()])?;
+/// println!("update {} with rate {}", report.step, report.rates[0]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Optimizer {
+    rule: Rule,
+    parameters: Vec<Parameter>,
+    groups: Vec<Group>,
+    classes: Vec<Class>,
+    class_of: Vec<usize>,
+    loss_scale: f64,
+    /// Updates done.
+    step: u64,
+    /// Whether a parameter was ever updated.
+    updated: Vec<bool>,
+    backend: Box<dyn Backend>,
+    engine: Box<dyn Engine>,
+    // Reused at every step.
+    records: Vec<Record>,
+    record_of: Vec<u32>,
+    rates: Arc<[f64]>,
+}
+
+impl Optimizer {
+    /// Updates every parameter that has a gradient, in place.
+    ///
+    /// `params` and `grads` come in the order of registration (see [`parameters`](Self::parameters)), one for each
+    /// parameter; a gradient may be [`Grad::None`], which leaves its parameter and that parameter's state alone. Memory may
+    /// be on the host or on the backend's device. The step counter, and so every schedule, advances by one.
+    ///
+    /// On the CPU nothing is allocated once the first step is done.
+    ///
+    /// # Errors
+    /// A wrong count, length or element type; an exhausted list of rates, or a schedule that returns no finite number; memory
+    /// that the backend cannot use. Nothing has changed then, nor has the step counter.
+    pub fn step(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<StepReport> {
+        self.check_memory(params, grads)?;
+        let rates = self.rates_at(self.step)?;
+        self.fill_records(&rates);
+        let update = Update { records: &self.records, record_of: &self.record_of };
+        self.engine.update(&update, params, grads)?;
+        self.step += 1;
+        for (updated, grad) in self.updated.iter_mut().zip(grads) {
+            *updated |= !grad.is_none();
+        }
+        Ok(StepReport { outcome: Outcome::Applied, step: self.step, rates })
+    }
+
+    /// The parameters, in the order in which a step expects their memory.
+    #[must_use]
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The rule.
+    #[must_use]
+    pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// The backend in use.
+    #[must_use]
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// The number of updates done.
+    #[must_use]
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// A copy of one state array, by the parameter's and the slot's name (`moment1`, …). Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for a name there is not; what reading from the device returns.
+    pub fn slot(&self, parameter: &str, slot: &str) -> Result<Vec<f32>> {
+        let names = self.parameters.iter().map(Parameter::name);
+        let slots = self.rule.spec().slots().iter().map(|s| s.name);
+        self.engine.read_slot(find("parameter", names, parameter)?, find("slot", slots, slot)?)
+    }
+
+    fn check_memory(&self, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
+        let expected = self.parameters.len();
+        for (what, got) in [("parameter", params.len()), ("gradient", grads.len())] {
+            if got != expected {
+                return Err(Error::Count { what, expected, got });
+            }
+        }
+        for ((parameter, param), grad) in self.parameters.iter().zip(params).zip(grads) {
+            let name = || parameter.name().to_owned();
+            let memory =
+                [("parameter", Some(param.len()), Some(param.dtype())), ("gradient", grad.len(), grad.dtype())];
+            for (what, len, dtype) in memory {
+                let expected = parameter.len();
+                if let Some(got) = len.filter(|&len| len != expected) {
+                    return Err(Error::Length { what, name: name(), expected, got });
+                }
+                let expected = parameter.dtype();
+                if let Some(got) = dtype.filter(|&dtype| dtype != expected) {
+                    return Err(Error::DType { what, name: name(), expected, got });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rates of all groups at the 0-based update. Allocates only while a caller still holds an earlier report.
+    fn rates_at(&mut self, update: u64) -> Result<Arc<[f64]>> {
+        if Arc::get_mut(&mut self.rates).is_none() {
+            self.rates = vec![0.0; self.groups.len()].into();
+        }
+        if let Some(rates) = Arc::get_mut(&mut self.rates) {
+            for (rate, group) in rates.iter_mut().zip(&self.groups) {
+                *rate = group.lr.at(update, || group.place.clone())?;
+            }
+        }
+        Ok(Arc::clone(&self.rates))
+    }
+
+    /// The records of the coming update: one for each class, and a second one where first updates differ.
+    fn fill_records(&mut self, rates: &[f64]) {
+        let rule = self.rule.spec();
+        let firsts: &[bool] = if rule.first_update_differs() { &[false, true] } else { &[false] };
+        self.records.clear();
+        for class in &self.classes {
+            let decay = if class.decays { self.groups[class.group].weight_decay } else { 0.0 };
+            let (l2, decoupled) = match rule.decay() {
+                Decay::L2 => (decay, 0.0),
+                Decay::Decoupled => (0.0, decay),
+            };
+            let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2) };
+            for &first in firsts {
+                let at = At { t: self.step + 1, lr: rates[class.group], weight_decay: decoupled, first };
+                self.records.push(Record { shaping, scalars: rule.scalars(&at) });
+            }
+        }
+        for ((record, &class), &updated) in self.record_of.iter_mut().zip(&self.class_of).zip(&self.updated) {
+            let index = class * firsts.len() + usize::from(firsts.len() > 1 && !updated);
+            *record = u32::try_from(index).expect("fewer than 2^32 groups");
+        }
+    }
+}
+
+/// The position of `name` among `names`.
+fn find<'a>(what: &'static str, mut names: impl Iterator<Item = &'a str> + Clone, name: &str) -> Result<usize> {
+    let all = names.clone();
+    names.position(|candidate| candidate == name).ok_or_else(|| Error::Unknown {
+        what,
+        name: name.to_owned(),
+        expected: all.collect::<Vec<_>>().join(", "),
+    })
+}

@@ -1,0 +1,107 @@
+//! Learning rates: a number, a list, or a function of the step.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::check;
+use crate::{Error, Result, Schedule};
+
+/// A learning rate. Everything that asks for one takes `impl Into<Rate>`.
+///
+/// The first update uses index 0 in all three forms, as in MindSpore; so a warm-up's first rate is 0.
+///
+/// ```
+/// use optim_core::{Rate, schedule::WarmUp};
+///
+/// # fn main() -> optim_core::Result<()> {
+/// let fixed = Rate::from(0.1);
+/// let list = Rate::from(vec![0.1, 0.05, 0.01]);
+/// let schedule = Rate::from(WarmUp::new(0.1, 4)?);
+/// # let _ = (fixed, list);
+/// # let _ = schedule;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Rate {
+    /// The same rate at every update: finite and ≥ 0.
+    Fixed(f64),
+    /// Entry `i` at update `i` (MindSpore's dynamic list). Entries must be finite. An update past the end is
+    /// [`Error::RateExhausted`].
+    List(Arc<[f64]>),
+    /// A function of the update's index. It must return finite numbers.
+    Schedule(Arc<dyn Schedule>),
+}
+
+impl Rate {
+    /// Checks what can be checked before training. `name` is the argument as the user knows it.
+    pub(crate) fn validate(&self, name: &str) -> Result<()> {
+        match self {
+            Self::Fixed(lr) => check(lr.is_finite() && *lr >= 0.0, name, "finite and ≥ 0", *lr),
+            Self::List(list) => {
+                if list.is_empty() {
+                    let expected = "a list of at least one rate";
+                    return Err(Error::HyperParameter { name: name.to_owned(), expected, got: "an empty list".into() });
+                }
+                list.iter().try_for_each(|lr| check(lr.is_finite(), name, "a list of finite numbers", *lr))
+            }
+            Self::Schedule(_) => Ok(()),
+        }
+    }
+
+    /// The rate of the 0-based update `update`. `place` says whose rate it is, for errors; it is called only then.
+    pub(crate) fn at(&self, update: u64, place: impl Fn() -> String) -> Result<f64> {
+        match self {
+            Self::Fixed(lr) => Ok(*lr),
+            Self::List(list) => usize::try_from(update)
+                .ok()
+                .and_then(|i| list.get(i).copied())
+                .ok_or_else(|| Error::RateExhausted { place: place(), update, len: list.len() }),
+            Self::Schedule(schedule) => {
+                let lr = schedule.at(update);
+                if lr.is_finite() { Ok(lr) } else { Err(Error::RateNotFinite { place: place(), update, got: lr }) }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(lr) => write!(f, "{lr}"),
+            Self::List(list) => write!(f, "list of {}", list.len()),
+            Self::Schedule(schedule) => write!(f, "{schedule:?}"),
+        }
+    }
+}
+
+impl From<f64> for Rate {
+    fn from(lr: f64) -> Self {
+        Self::Fixed(lr)
+    }
+}
+
+impl From<Vec<f64>> for Rate {
+    fn from(list: Vec<f64>) -> Self {
+        Self::List(list.into())
+    }
+}
+
+impl From<&[f64]> for Rate {
+    fn from(list: &[f64]) -> Self {
+        Self::List(list.into())
+    }
+}
+
+impl<const N: usize> From<[f64; N]> for Rate {
+    fn from(list: [f64; N]) -> Self {
+        Self::List(list.as_slice().into())
+    }
+}
+
+impl<S: Schedule + 'static> From<S> for Rate {
+    fn from(schedule: S) -> Self {
+        Self::Schedule(Arc::new(schedule))
+    }
+}

@@ -1,0 +1,211 @@
+//! A rule: one update formula, described as data for the backends.
+
+use std::fmt;
+
+use bytemuck::{NoUninit, Zeroable};
+
+use crate::rules::{Adam, Momentum, Sgd};
+use crate::{Rate, Result};
+
+/// One state array of a rule, by its MindSpore name; shaped like the parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Slot {
+    /// The name: `moment1`, `accum`, ….
+    pub name: &'static str,
+    /// The value of every element before the first update.
+    pub init: f32,
+}
+
+/// What weight decay does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decay {
+    /// `g ← g + wd · p` before the rule sees the gradient. The engine does it; the rule knows nothing of it.
+    L2,
+    /// The rule itself shrinks the parameter, apart from the gradient. It gets the decay in [`At::weight_decay`].
+    Decoupled,
+}
+
+/// How often a rule walks over memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Passes {
+    /// One walk; every element is updated from itself, its gradient and its slots alone.
+    Elementwise,
+}
+
+/// Where an update stands: what a rule makes its step scalars from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct At {
+    /// The number of this update, 1 for the first.
+    pub t: u64,
+    /// The group's rate at this update.
+    pub lr: f64,
+    /// The weight decay, if the rule's is [`Decay::Decoupled`] and the parameter decays; else 0.
+    pub weight_decay: f64,
+    /// Whether the parameter has never been updated (it is the first update, or gradients were missing until now).
+    pub first: bool,
+}
+
+/// The number of 32-bit words that step scalars may have.
+pub const MAX_SCALARS: usize = 16;
+
+/// The few numbers a kernel needs at one step, as the words of the rule's `Step` struct.
+///
+/// They are made once a step, here in core, in `f64` and rounded at the end, so both backends compute from the same bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct StepScalars {
+    words: [u32; MAX_SCALARS],
+    len: usize,
+}
+
+impl StepScalars {
+    /// From a rule's `Step`, a `#[repr(C)]` struct of 32-bit fields whose size is a multiple of 16 bytes.
+    ///
+    /// # Panics
+    /// If `S` is larger than [`MAX_SCALARS`] words or not a multiple of four words: a mistake in the rule, found by any test.
+    #[must_use]
+    pub fn new<S: NoUninit>(step: &S) -> Self {
+        let source = bytemuck::cast_slice::<u8, u32>(bytemuck::bytes_of(step));
+        assert!(source.len() <= MAX_SCALARS && source.len() % 4 == 0, "a Step has 4, 8, 12 or 16 words");
+        let mut words = <[u32; MAX_SCALARS]>::zeroed();
+        words[..source.len()].copy_from_slice(source);
+        Self { words, len: source.len() }
+    }
+
+    /// The words of the `Step`.
+    #[must_use]
+    pub fn words(&self) -> &[u32] {
+        &self.words[..self.len]
+    }
+}
+
+impl fmt::Debug for StepScalars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.words().iter().map(|&word| f32::from_bits(word))).finish()
+    }
+}
+
+/// Declares a rule's `Step`: `#[repr(C)]`, 32-bit fields only, with the field names as data so that a test can hold the
+/// WGSL struct of the same name against it.
+macro_rules! step_scalars {
+    ($($(#[doc = $doc:literal])* $field:ident: $type:ty),* $(,)?) => {
+        /// The step scalars, in the order of the WGSL twin's `struct Step`.
+        #[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        #[repr(C)]
+        pub struct Step {
+            $($(#[doc = $doc])* pub $field: $type,)*
+        }
+
+        impl Step {
+            /// The field names, in memory order.
+            pub const FIELDS: &[&str] = &[$(stringify!($field)),*];
+        }
+    };
+}
+pub(crate) use step_scalars;
+
+/// What a rule tells the engine about itself. Implemented by every config in [`rules`](crate::rules).
+pub trait UpdateRule: fmt::Debug + Send + Sync {
+    /// The rule's name, which is its file's name in every layer.
+    fn name(&self) -> &'static str;
+
+    /// The default rate of the optimizer.
+    fn lr(&self) -> &Rate;
+
+    /// The default weight decay of the optimizer.
+    fn weight_decay(&self) -> f64;
+
+    /// Checks every hyper-parameter but rate and decay, which the optimizer checks.
+    fn validate(&self) -> Result<()>;
+
+    /// The state arrays, in the order of the kernel's arguments.
+    fn slots(&self) -> &'static [Slot];
+
+    /// The step scalars of one update.
+    fn scalars(&self, at: &At) -> StepScalars;
+
+    /// The names of the fields of the rule's `Step`, in memory order.
+    fn scalar_names(&self) -> &'static [&'static str];
+
+    /// The kernel's function: `update`, or a variant of it that needs fewer slots.
+    fn entry(&self) -> &'static str {
+        "update"
+    }
+
+    /// What weight decay does.
+    fn decay(&self) -> Decay {
+        Decay::L2
+    }
+
+    /// How often memory is walked.
+    fn passes(&self) -> Passes {
+        Passes::Elementwise
+    }
+
+    /// Whether a parameter's first update has other step scalars ([`At::first`]).
+    fn first_update_differs(&self) -> bool {
+        false
+    }
+}
+
+/// Every rule. Deliberately not `non_exhaustive`: the backends match on it without a `_` arm, so that the compiler names each
+/// list a new rule must enter.
+#[derive(Debug, Clone)]
+pub enum Rule {
+    /// [`Sgd`].
+    Sgd(Sgd),
+    /// [`Momentum`].
+    Momentum(Momentum),
+    /// [`Adam`].
+    Adam(Adam),
+}
+
+impl Rule {
+    /// The rule's description of itself.
+    #[must_use]
+    pub fn spec(&self) -> &dyn UpdateRule {
+        match self {
+            Self::Sgd(rule) => rule,
+            Self::Momentum(rule) => rule,
+            Self::Adam(rule) => rule,
+        }
+    }
+
+    /// One of each rule and kernel variant, with default hyper-parameters: what the test suites and benches iterate over.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        vec![
+            Sgd::default().into(),
+            Sgd { momentum: 0.9, dampening: 0.1, ..Sgd::default() }.into(),
+            Sgd { momentum: 0.9, nesterov: true, ..Sgd::default() }.into(),
+            Momentum::new(0.1, 0.9).into(),
+            Momentum { use_nesterov: true, ..Momentum::new(0.1, 0.9) }.into(),
+            Adam::default().into(),
+            Adam { use_nesterov: true, ..Adam::default() }.into(),
+        ]
+    }
+}
+
+/// Gives a config its place in [`Rule`] and the two ways to a [`Builder`](crate::Builder).
+macro_rules! config {
+    ($config:ident) => {
+        impl From<$config> for crate::Rule {
+            fn from(config: $config) -> Self {
+                Self::$config(config)
+            }
+        }
+
+        impl $config {
+            /// An optimizer over these parameters, all with the same settings.
+            pub fn params<P: Into<crate::Parameter>>(self, params: impl IntoIterator<Item = P>) -> crate::Builder {
+                crate::Builder::new(self).params(params)
+            }
+
+            /// An optimizer over groups with settings of their own.
+            pub fn groups(self, groups: impl IntoIterator<Item = crate::ParamGroup>) -> crate::Builder {
+                crate::Builder::new(self).groups(groups)
+            }
+        }
+    };
+}
+pub(crate) use config;

@@ -1,0 +1,169 @@
+//! Schedules: rates as pure functions of the update's index.
+//!
+//! A schedule holds no counter, so resuming a run needs nothing but the step count, and a rate can be asked for at any
+//! index. Index 0 is the first update. Values are computed in `f64`; MindSpore's classes compute in `f32`, which differs in
+//! the last bits only.
+
+use std::f64::consts::PI;
+use std::fmt;
+
+use crate::error::check;
+use crate::{Error, Result};
+
+/// A rate as a function of the 0-based index of the update.
+///
+/// ```
+/// use optim_core::Schedule;
+///
+/// #[derive(Debug)]
+/// struct Halving;
+/// impl Schedule for Halving {
+///     fn at(&self, update: u64) -> f64 {
+///         0.1 * 0.5_f64.powf(update as f64 / 1000.0)
+///     }
+/// }
+/// assert_eq!(Halving.at(1000), 0.05);
+/// ```
+pub trait Schedule: fmt::Debug + Send + Sync {
+    /// The rate of the update with this index. It must be finite, and the same whenever it is asked for.
+    fn at(&self, update: u64) -> f64;
+
+    /// This schedule for the first `updates` updates, then `next`, whose own index starts at 0 there.
+    ///
+    /// ```
+    /// use optim_core::{Schedule, schedule::{CosineDecay, WarmUp}};
+    /// # fn main() -> optim_core::Result<()> {
+    /// let rate = WarmUp::new(0.1, 100)?.then(100, CosineDecay::new(0.0, 0.1, 900)?);
+    /// assert_eq!((rate.at(50), rate.at(100)), (0.05, 0.1));
+    /// assert!(rate.at(1000) < 1e-12);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn then<S: Schedule>(self, updates: u64, next: S) -> Then<Self, S>
+    where
+        Self: Sized,
+    {
+        Then { first: self, updates, next }
+    }
+}
+
+/// Two schedules one after the other: see [`Schedule::then`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Then<A, B> {
+    first: A,
+    updates: u64,
+    next: B,
+}
+
+impl<A: Schedule, B: Schedule> Schedule for Then<A, B> {
+    fn at(&self, update: u64) -> f64 {
+        if update < self.updates { self.first.at(update) } else { self.next.at(update - self.updates) }
+    }
+}
+
+/// Linear warm-up (MindSpore `WarmUpLR`): `lr · min(i, W) / W`. The first rate is 0; it stays at `lr` from index `W` on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WarmUp {
+    lr: f64,
+    warmup_steps: u64,
+}
+
+impl WarmUp {
+    /// `lr` finite and ≥ 0; `warmup_steps` ≥ 1.
+    pub fn new(lr: f64, warmup_steps: u64) -> Result<Self> {
+        check(lr.is_finite() && lr >= 0.0, "WarmUp: lr", "finite and ≥ 0", lr)?;
+        at_least_one(warmup_steps, "WarmUp: warmup_steps")?;
+        Ok(Self { lr, warmup_steps })
+    }
+}
+
+impl Schedule for WarmUp {
+    fn at(&self, update: u64) -> f64 {
+        self.lr * update.min(self.warmup_steps) as f64 / self.warmup_steps as f64
+    }
+}
+
+/// Cosine decay (MindSpore `CosineDecayLR`): `min + ½ (max − min) (1 + cos(π · min(i, D) / D))`. It stays at `min` from
+/// index `D` on; it does not climb again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CosineDecay {
+    min_lr: f64,
+    max_lr: f64,
+    decay_steps: u64,
+}
+
+impl CosineDecay {
+    /// `0 ≤ min_lr < max_lr`, both finite; `decay_steps` ≥ 1.
+    pub fn new(min_lr: f64, max_lr: f64, decay_steps: u64) -> Result<Self> {
+        check(min_lr.is_finite() && min_lr >= 0.0, "CosineDecay: min_lr", "finite and ≥ 0", min_lr)?;
+        check(max_lr.is_finite() && max_lr > min_lr, "CosineDecay: max_lr", "finite and > min_lr", max_lr)?;
+        at_least_one(decay_steps, "CosineDecay: decay_steps")?;
+        Ok(Self { min_lr, max_lr, decay_steps })
+    }
+}
+
+impl Schedule for CosineDecay {
+    fn at(&self, update: u64) -> f64 {
+        let progress = update.min(self.decay_steps) as f64 / self.decay_steps as f64;
+        self.min_lr + 0.5 * (self.max_lr - self.min_lr) * (1.0 + (PI * progress).cos())
+    }
+}
+
+/// Polynomial decay (MindSpore `PolynomialDecayLR`): `(lr − end) (1 − min(i, D) / D)^power + end`.
+///
+/// With [`update_decay_steps`](Self::update_decay_steps) the horizon grows instead of ending: `D' = D · max(⌈i / D⌉, 1)`
+/// and `(lr − end) (1 − i / D')^power + end`, a saw-tooth of decays that are slower each time.
+///
+/// ```
+/// use optim_core::{Schedule, schedule::PolynomialDecay};
+/// # fn main() -> optim_core::Result<()> {
+/// // The example of MindSpore's guide.
+/// let rate = PolynomialDecay::new(0.1, 0.01, 4, 0.5)?;
+/// assert!((rate.at(2) - 0.0736396).abs() < 1e-7);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PolynomialDecay {
+    lr: f64,
+    end_lr: f64,
+    decay_steps: u64,
+    power: f64,
+    update_decay_steps: bool,
+}
+
+impl PolynomialDecay {
+    /// `lr` > 0, `end_lr` ≥ 0 (it may exceed `lr`), `power` > 0, all finite; `decay_steps` ≥ 1.
+    pub fn new(lr: f64, end_lr: f64, decay_steps: u64, power: f64) -> Result<Self> {
+        check(lr.is_finite() && lr > 0.0, "PolynomialDecay: lr", "finite and > 0", lr)?;
+        check(end_lr.is_finite() && end_lr >= 0.0, "PolynomialDecay: end_lr", "finite and ≥ 0", end_lr)?;
+        check(power.is_finite() && power > 0.0, "PolynomialDecay: power", "finite and > 0", power)?;
+        at_least_one(decay_steps, "PolynomialDecay: decay_steps")?;
+        Ok(Self { lr, end_lr, decay_steps, power, update_decay_steps: false })
+    }
+
+    /// Lets the horizon grow past `decay_steps` instead of staying at `end_lr`. Default: `false`.
+    #[must_use]
+    pub fn update_decay_steps(mut self, on: bool) -> Self {
+        self.update_decay_steps = on;
+        self
+    }
+}
+
+impl Schedule for PolynomialDecay {
+    fn at(&self, update: u64) -> f64 {
+        let (i, horizon) = if self.update_decay_steps {
+            (update, self.decay_steps.saturating_mul(update.div_ceil(self.decay_steps).max(1)))
+        } else {
+            (update.min(self.decay_steps), self.decay_steps)
+        };
+        (self.lr - self.end_lr) * (1.0 - i as f64 / horizon as f64).powf(self.power) + self.end_lr
+    }
+}
+
+fn at_least_one(value: u64, name: &str) -> Result<()> {
+    if value == 0 {
+        return Err(Error::HyperParameter { name: name.to_owned(), expected: "≥ 1", got: "0".into() });
+    }
+    Ok(())
+}
