@@ -185,7 +185,7 @@ impl<'a, M: DeviceMemory> From<&'a M> for Grad<'a> {
     }
 }
 
-impl<'a, G: Into<Grad<'a>>> From<Option<G>> for Grad<'a> {
+impl<'a, G: Into<Self>> From<Option<G>> for Grad<'a> {
     fn from(gradient: Option<G>) -> Self {
         gradient.map_or(Self::None, Into::into)
     }

@@ -66,7 +66,7 @@ impl StepScalars {
     #[must_use]
     pub fn new<S: NoUninit>(step: &S) -> Self {
         let source = bytemuck::cast_slice::<u8, u32>(bytemuck::bytes_of(step));
-        assert!(source.len() <= MAX_SCALARS && source.len() % 4 == 0, "a Step has 4, 8, 12 or 16 words");
+        assert!(source.len() <= MAX_SCALARS && source.len().is_multiple_of(4), "a Step has 4, 8, 12 or 16 words");
         let mut words = <[u32; MAX_SCALARS]>::zeroed();
         words[..source.len()].copy_from_slice(source);
         Self { words, len: source.len() }

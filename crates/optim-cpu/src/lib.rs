@@ -1,1 +1,174 @@
-//! x
+//! The CPU backend: update kernels over the caller's slices, one rayon fork-join a step, vectorized by the compiler.
+//!
+//! Results are bit-identical for any number of threads and any instruction set: kernels use `+ − × ÷ √` only, each correctly
+//! rounded by IEEE 754, and no fused multiply-add.
+//!
+//! # Crate layout
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `rules` | one kernel a rule, the twin of the WGSL file of the same name |
+//! | `kernel` | how a kernel becomes a loop over slices, compiled for several instruction sets |
+//! | `shape` | what happens to a gradient before the rule sees it |
+//! | `drive` | the only rayon: the step's memory, cut into equal tasks |
+//! | `arena` | the slots |
+#![forbid(unsafe_code)]
+
+mod arena;
+mod drive;
+mod kernel;
+mod rules;
+mod shape;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use optim_core::backend::{Plan, Update, wrong_memory};
+use optim_core::{Backend, Engine, Error, Grad, ParamMut, Result};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::arena::Arena;
+use crate::drive::{Cut, Pieces};
+use crate::kernel::Kernel;
+
+/// Where updates run on the host's processor.
+///
+/// ```
+/// use optim_core::{Momentum, Parameter};
+/// use optim_cpu::CpuBackend;
+///
+/// # fn main() -> optim_core::Result<()> {
+/// let mut weight = vec![1.0_f32; 3];
+/// let mut optimizer = Momentum::new(0.1, 0.9).params([Parameter::new("weight", [3])]).build(CpuBackend::new())?;
+/// for _ in 0..2 {
+///     let report = optimizer.step(&mut [(&mut weight).into()], &[(&[1.0_f32; 3]).into()])?;
+///     assert!(report.applied());
+/// }
+/// assert!((weight[0] - 0.71).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct CpuBackend {
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl CpuBackend {
+    /// With rayon's pool: the one that the calling thread belongs to, else the global one.
+    ///
+    /// A step called from outside a pool hands one job to it. rayon's queue for such jobs takes a small block of memory every
+    /// 63 of them; inside [`ThreadPool::install`] a step allocates nothing at all.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With a pool of the caller's.
+    #[must_use]
+    pub fn with_pool(pool: Arc<ThreadPool>) -> Self {
+        Self { pool: Some(pool) }
+    }
+
+    /// With a pool of its own of `threads` threads, ≥ 1.
+    ///
+    /// # Errors
+    /// `threads` is 0, or the system refuses to start them.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let error =
+            |got| Error::HyperParameter { name: "threads".into(), expected: "a number that can be started", got };
+        if threads == 0 {
+            return Err(error("0".into()));
+        }
+        let pool =
+            ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| error(format!("{threads}: {e}")))?;
+        Ok(Self::with_pool(Arc::new(pool)))
+    }
+
+    fn threads(&self) -> usize {
+        self.pool.as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, {} threads", kernel::level(), self.threads())
+    }
+
+    fn engine(&self, plan: &Plan<'_>) -> Result<Box<dyn Engine>> {
+        let lens: Vec<usize> = plan.parameters.iter().map(|p| p.len()).collect();
+        let starts = arena::starts(&lens);
+        let end = starts[lens.len()];
+        let slots = plan.rule.spec().slots();
+        Ok(Box::new(CpuEngine {
+            kernel: rules::kernel(plan.rule),
+            arenas: slots.iter().map(|slot| Arena::new(end, slot.init)).collect::<Result<_>>()?,
+            cuts: drive::cuts(&lens, self.threads()),
+            starts,
+            lens,
+            names: plan.parameters.iter().map(|p| p.name().to_owned()).collect(),
+            pool: self.pool.clone(),
+        }))
+    }
+}
+
+/// One optimizer's slots, and the plan by which its memory is cut into tasks.
+#[derive(Debug)]
+struct CpuEngine {
+    kernel: Kernel,
+    arenas: Vec<Arena>,
+    /// Where each parameter's state lies in an arena.
+    starts: Vec<usize>,
+    lens: Vec<usize>,
+    cuts: Vec<Cut>,
+    names: Vec<String>,
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl CpuEngine {
+    /// Where a parameter's state lies in an arena.
+    fn range(&self, parameter: usize) -> Range<usize> {
+        self.starts[parameter]..self.starts[parameter] + self.lens[parameter]
+    }
+}
+
+impl Engine for CpuEngine {
+    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
+        for ((name, param), grad) in self.names.iter().zip(&*params).zip(grads) {
+            let on_device =
+                [("parameter", matches!(param, ParamMut::Device(_))), ("gradient", matches!(grad, Grad::Device(_)))];
+            if let Some((what, _)) = on_device.into_iter().find(|(_, on_device)| *on_device) {
+                return Err(wrong_memory(what, name, "memory on the host", "memory on a device"));
+            }
+        }
+        let (kernel, cuts, starts) = (self.kernel, &*self.cuts, &*self.starts);
+        let pieces = Pieces::new(params, &mut self.arenas);
+        let run = move || {
+            drive::run(cuts, starts, pieces, &|param, start, p, slots| {
+                let Grad::F32(g) = grads[param] else { return };
+                let record = &update.records[update.record_of[param] as usize];
+                shape::shaped(&record.shaping, p, &g[start..], slots, |p, g, slots| {
+                    kernel(&record.scalars, p, g, slots)
+                });
+            })
+        };
+        match &self.pool {
+            Some(pool) if !cuts.is_empty() => pool.install(run),
+            _ => run(),
+        }
+        Ok(())
+    }
+
+    fn read_slot(&self, parameter: usize, slot: usize) -> Result<Vec<f32>> {
+        Ok(self.arenas[slot].all()[self.range(parameter)].to_vec())
+    }
+
+    fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()> {
+        let range = self.range(parameter);
+        self.arenas[slot].all_mut()[range].copy_from_slice(values);
+        Ok(())
+    }
+}

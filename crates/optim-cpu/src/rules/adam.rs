@@ -1,0 +1,22 @@
+//! Adam. The equations: [`optim_core::rules::Adam`]. The twin: `shaders/rules/adam.wgsl`.
+
+use optim_core::rules::adam::Step;
+
+use crate::kernel::elementwise;
+
+#[inline(always)]
+fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+    // (1) m ← m + (1 − β₁) (g − m)
+    *m = *m + s.one_minus_beta1 * (g - *m);
+    // (2) v ← v + (1 − β₂) (g² − v)
+    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    // (3) d ← m;  nesterov: d ← β₁ · m + (1 − β₁) · g
+    let mut d = *m;
+    if s.nesterov != 0 {
+        d = s.beta1 * *m + s.one_minus_beta1 * g;
+    }
+    // (4) p ← p − α · d / (√v + ε)
+    *p = *p - s.alpha * d / (v.sqrt() + s.eps);
+}
+
+elementwise!(kernel = update, Step, [m, v]);

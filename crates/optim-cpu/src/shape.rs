@@ -1,0 +1,47 @@
+//! What happens to a gradient before the rule sees it: unscale, then L2 decay. The twin of `shape` in the shaders' prelude.
+
+use multiversion::multiversion;
+use optim_core::backend::Shaping;
+
+use crate::kernel::{MAX_SLOTS, Slots};
+
+/// Elements that are shaped at a time. They stay in the first-level cache until the kernel reads them.
+const BLOCK: usize = 1024;
+
+/// Calls `kernel(p, shaped g, slots)`: once over everything if there is nothing to shape, else block by block.
+pub(crate) fn shaped(
+    shaping: &Shaping,
+    p: &mut [f32],
+    g: &[f32],
+    mut slots: Slots<'_>,
+    kernel: impl Fn(&mut [f32], &[f32], Slots<'_>),
+) {
+    if *shaping == Shaping::NONE {
+        return kernel(p, &g[..p.len()], slots);
+    }
+    let mut block = [0.0; BLOCK];
+    for start in (0..p.len()).step_by(BLOCK) {
+        let range = start..p.len().min(start + BLOCK);
+        let block = &mut block[..range.len()];
+        shape(shaping, block, &g[range.clone()], &p[range.clone()]);
+        let slots: [_; MAX_SLOTS] = slots.each_mut().map(|slot| slot.get_mut(range.clone()).unwrap_or_default());
+        kernel(&mut p[range], block, slots);
+    }
+}
+
+/// `out ← factor · g + weight_decay · p`, each term only where it does something: multiplying by 1 and adding 0 would change
+/// the bits of NaNs and of −0.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn shape(s: &Shaping, out: &mut [f32], g: &[f32], p: &[f32]) {
+    out.copy_from_slice(g);
+    if s.factor != 1.0 {
+        for g in out.iter_mut() {
+            *g *= s.factor;
+        }
+    }
+    if s.weight_decay != 0.0 {
+        for (g, &p) in out.iter_mut().zip(p) {
+            *g += s.weight_decay * p;
+        }
+    }
+}
