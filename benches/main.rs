@@ -1,0 +1,174 @@
+//! What a CPU step costs, as a ratio to the memory limit. `benches/README.md` says what each figure means.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use optimizers::{CpuBackend, Grad, Optimizer, ParamMut, Parameter, Rule};
+use rayon::prelude::*;
+
+/// The tensors of each case: one shape a line.
+const CASES: [(&str, &str); 5] = [
+    ("flat64M", include_str!("cases/flat64M.txt")),
+    ("gpt2-small", include_str!("cases/gpt2-small.txt")),
+    ("resnet50", include_str!("cases/resnet50.txt")),
+    ("tiny2000x256", include_str!("cases/tiny2000x256.txt")),
+    ("one100k", include_str!("cases/one100k.txt")),
+];
+
+/// Timed rounds of a measurement; the median counts.
+const ROUNDS: usize = 9;
+
+/// The least duration of one round.
+const ROUND: Duration = Duration::from_millis(60);
+
+fn main() {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    println!(
+        "{:<13} {:<9} {:>7} {:>12} {:>9} {:>8} {:>14}",
+        "case", "rule", "threads", "us/step", "ns/param", "GB/s", "ratio_to_limit"
+    );
+    for (case, shapes) in CASES {
+        let lens: Vec<usize> = shapes.lines().filter(|line| !line.trim().is_empty()).map(elements).collect();
+        for rule in [Rule::all()[0].clone(), Rule::all()[3].clone(), Rule::all()[5].clone()] {
+            for threads in [1, 2] {
+                let label = format!("{case} {} {threads}", rule.spec().name());
+                if filters.iter().all(|filter| label.contains(filter.as_str())) {
+                    measure(case, &lens, &rule, threads);
+                }
+            }
+        }
+    }
+}
+
+/// The elements of a shape written as `64x3x7x7` or as numbers apart.
+fn elements(shape: &str) -> usize {
+    shape.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty()).map(|n| n.parse::<usize>().expect("a shape")).product()
+}
+
+fn measure(case: &str, lens: &[usize], rule: &Rule, threads: usize) {
+    let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start"));
+    let parameters = lens.iter().enumerate().map(|(i, &len)| Parameter::new(format!("p{i}"), [len]));
+    let mut optimizer = optimizers::Builder::new(rule.clone())
+        .params(parameters)
+        .build(CpuBackend::with_pool(Arc::clone(&pool)))
+        .expect("a valid optimizer");
+    let mut params: Vec<Vec<f32>> = lens.iter().map(|&len| vec![1.0; len]).collect();
+    let grads: Vec<Vec<f32>> = lens.iter().map(|&len| vec![0.01; len]).collect();
+    let slots = rule.spec().slots().len();
+    let mut state: Vec<Vec<Vec<f32>>> = (0..slots).map(|_| lens.iter().map(|&len| vec![0.0; len]).collect()).collect();
+
+    let total: usize = lens.iter().sum();
+    let bytes = total * (12 + 8 * slots);
+    let (before, time, after) = pool.install(|| {
+        check(&mut optimizer, &mut params, &grads);
+        let before = median(|| limit(&mut params, &grads, &mut state));
+        let grads_now: Vec<Grad<'_>> = grads.iter().map(Into::into).collect();
+        let time = {
+            let mut params: Vec<ParamMut<'_>> = params.iter_mut().map(Into::into).collect();
+            median(|| assert!(optimizer.step(&mut params, &grads_now).expect("a step").applied(), "applied"))
+        };
+        (before, time, median(|| limit(&mut params, &grads, &mut state)))
+    });
+    let limit = (before + after) / 2.0;
+    println!(
+        "{case:<13} {:<9} {threads:>7} {:>12.1} {:>9.3} {:>8.1} {:>14.2}",
+        rule.spec().name(),
+        time * 1e6,
+        time * 1e9 / total as f64,
+        bytes as f64 / time / 1e9,
+        time / limit
+    );
+}
+
+/// A step must do what its rule says before it is worth timing: every rule here walks against a constant gradient.
+fn check(optimizer: &mut Optimizer, params: &mut [Vec<f32>], grads: &[Vec<f32>]) {
+    let grads: Vec<Grad<'_>> = grads.iter().map(Into::into).collect();
+    let mut step = |params: &mut [Vec<f32>]| {
+        let mut params: Vec<ParamMut<'_>> = params.iter_mut().map(Into::into).collect();
+        assert!(optimizer.step(&mut params, &grads).expect("a step").applied(), "the step is applied");
+    };
+    step(params);
+    assert!(params.iter().flatten().all(|&p| p < 1.0 && p > 0.9), "every element moved against its gradient");
+}
+
+/// The same reads and writes as a step, and nothing else: the time that no step can beat.
+fn limit(params: &mut [Vec<f32>], grads: &[Vec<f32>], state: &mut [Vec<Vec<f32>>]) {
+    const CHUNK: usize = 1 << 16;
+    fn add(x: &mut [f32], g: &[f32]) {
+        x.iter_mut().zip(g).for_each(|(x, g)| *x += g);
+    }
+    let total: usize = grads.iter().map(Vec::len).sum();
+    let parallel = rayon::current_num_threads() > 1 && total > 30_000;
+    match state {
+        [] => tensors(parallel, params, grads, |p, g| {
+            if parallel { p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).for_each(|(p, g)| add(p, g)) } else { add(p, g) }
+        }),
+        [m] => {
+            let both: Vec<_> = params.iter_mut().zip(m).collect();
+            let work = |((p, m), g): ((&mut Vec<f32>, &mut Vec<f32>), &Vec<f32>)| {
+                let one = |((p, m), g): ((&mut [f32], &mut [f32]), &[f32])| {
+                    p.iter_mut().zip(m).zip(g).for_each(|((p, m), g)| (*p, *m) = (*p + g, *m + g));
+                };
+                if parallel {
+                    p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(one);
+                } else {
+                    one(((p, m), g));
+                }
+            };
+            if parallel {
+                both.into_par_iter().zip(grads).with_min_len(64.min(grads.len())).for_each(work);
+            } else {
+                both.into_iter().zip(grads).for_each(work);
+            }
+        }
+        [m, v, ..] => {
+            let all: Vec<_> = params.iter_mut().zip(m).zip(v).collect();
+            let work = |(((p, m), v), g): (((&mut Vec<f32>, &mut Vec<f32>), &mut Vec<f32>), &Vec<f32>)| {
+                let one = |(((p, m), v), g): (((&mut [f32], &mut [f32]), &mut [f32]), &[f32])| {
+                    p.iter_mut().zip(m).zip(v).zip(g).for_each(|(((p, m), v), g)| (*p, *m, *v) = (*p + g, *m + g, *v + g));
+                };
+                if parallel {
+                    let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+                    chunks.zip(g.par_chunks(CHUNK)).for_each(one);
+                } else {
+                    one((((p, m), v), g));
+                }
+            };
+            if parallel {
+                all.into_par_iter().zip(grads).for_each(work);
+            } else {
+                all.into_iter().zip(grads).for_each(work);
+            }
+        }
+    }
+}
+
+fn tensors(parallel: bool, params: &mut [Vec<f32>], grads: &[Vec<f32>], work: impl Fn(&mut [f32], &[f32]) + Sync) {
+    if parallel {
+        params.par_iter_mut().zip(grads).for_each(|(p, g)| work(p, g));
+    } else {
+        params.iter_mut().zip(grads).for_each(|(p, g)| work(p, g));
+    }
+}
+
+/// Seconds of one call: the median over rounds of enough calls each.
+fn median(mut call: impl FnMut()) -> f64 {
+    call();
+    let start = Instant::now();
+    call();
+    let calls = (ROUND.as_secs_f64() / start.elapsed().as_secs_f64().max(1e-9)).ceil().clamp(1.0, 1e5);
+    let mut times: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            let mut left = calls;
+            while left > 0.0 {
+                call();
+                left -= 1.0;
+            }
+            black_box(start.elapsed().as_secs_f64() / calls)
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[ROUNDS / 2]
+}

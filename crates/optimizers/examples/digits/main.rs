@@ -1,0 +1,190 @@
+//! Trains a small network on handwritten digits, on the CPU or the GPU: `cargo run --release --example digits -- --help`.
+//!
+//! The network is plain Rust on plain `Vec<f32>`s. What is shown here is all that such a program needs of the library:
+//! parameters in two groups, a rate that warms up and decays, and one `step` for each mini-batch. The same seed gives the
+//! same weights in every run, on the CPU with any number of threads, and on a GPU that computes as the CPU does.
+
+mod data;
+mod network;
+mod plot;
+mod random;
+mod rules;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use indicatif::{ProgressBar, ProgressStyle};
+use optimizers::schedule::{CosineDecay, WarmUp};
+use optimizers::{Backend, Optimizer, ParamGroup, Parameter, Rate, Schedule};
+
+use crate::data::{DIGITS, Digits, PIXELS};
+use crate::network::{Evaluation, HIDDEN, Network};
+use crate::random::Random;
+use crate::rules::RULES;
+
+const BATCH: usize = 32;
+const WEIGHT_DECAY: f64 = 1e-4;
+
+/// Trains a 64-64-10 network on handwritten digits.
+#[derive(Parser)]
+struct Options {
+    /// Where the updates run; `auto` is the GPU if there is a hardware one.
+    #[arg(long, value_name = "BACKEND", default_value = "cpu", value_parser = PossibleValuesParser::new(["cpu", "gpu", "auto"]))]
+    backend: String,
+    /// The update rule.
+    #[arg(long, value_name = "RULE", default_value = "adam", value_parser = PossibleValuesParser::new(RULES.iter().map(|rule| rule.name)))]
+    optimizer: String,
+    /// How often every training image is seen.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: u32,
+    /// Decides the split, the initial weights and the order of the images.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Draws loss, accuracy and rate over the steps into this SVG file.
+    #[arg(long, value_name = "PATH")]
+    plot: Option<PathBuf>,
+}
+
+/// One training run: what the table and the picture are made of.
+struct Run {
+    optimizer: &'static str,
+    backend: String,
+    steps: Vec<Step>,
+    epochs: Vec<Epoch>,
+    /// Spent inside `Optimizer::step`.
+    updating: Duration,
+    weights_hash: u64,
+}
+
+struct Step {
+    /// Of the mini-batch, before the update.
+    loss: f64,
+    rate: f64,
+}
+
+struct Epoch {
+    train: Evaluation,
+    test: Evaluation,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    let run = train(options)?;
+    let Some(Epoch { test, .. }) = run.epochs.last() else { return Err("no epoch was run".into()) };
+    print_table(&run);
+    if let Some(path) = &options.plot {
+        plot::draw(&run, path)?;
+        println!("picture: {}", path.display());
+    }
+    println!("weights hash: {:016x}", run.weights_hash);
+    println!("test accuracy: {:.3}", test.accuracy);
+    Ok(())
+}
+
+fn train(options: &Options) -> Result<Run, Box<dyn Error>> {
+    let mut random = Random::new(options.seed);
+    let Digits { mut train, test } = Digits::load(&mut random)?;
+    let mut network = Network::random(&mut random);
+    let mut gradient = Network::zero();
+
+    let rule = RULES.iter().find(|rule| rule.name == options.optimizer).ok_or("no such rule")?;
+    let updates = u64::from(options.epochs) * train.len().div_ceil(BATCH) as u64;
+    let mut optimizer = build(rule, updates, &options.backend)?;
+
+    let mut steps = Vec::new();
+    let mut epochs = Vec::new();
+    let mut updating = Duration::ZERO;
+    let bar = progress_bar(updates)?;
+    for _ in 0..options.epochs {
+        random.shuffle(&mut train);
+        for batch in train.chunks(BATCH) {
+            let loss = network.loss_and_gradient(batch, &mut gradient);
+            let start = Instant::now();
+            let report = optimizer.step(
+                &mut [
+                    (&mut network.hidden.weight).into(),
+                    (&mut network.output.weight).into(),
+                    (&mut network.hidden.bias).into(),
+                    (&mut network.output.bias).into(),
+                ],
+                &[
+                    (&gradient.hidden.weight).into(),
+                    (&gradient.output.weight).into(),
+                    (&gradient.hidden.bias).into(),
+                    (&gradient.output.bias).into(),
+                ],
+            )?;
+            updating += start.elapsed();
+            steps.push(Step { loss, rate: report.rates[0] });
+            bar.inc(1);
+        }
+        let epoch = Epoch { train: network.evaluate(&train), test: network.evaluate(&test) };
+        bar.set_message(format!("loss {:.4}, test accuracy {:.3}", epoch.train.loss, epoch.test.accuracy));
+        epochs.push(epoch);
+    }
+    bar.finish_and_clear();
+
+    let backend = optimizer.backend().describe();
+    Ok(Run { optimizer: rule.name, backend, steps, epochs, updating, weights_hash: network.hash() })
+}
+
+/// The optimizer of a run of so many updates: weights with decay, biases without; a warm-up over a tenth of the run, then a
+/// cosine down to 0.
+fn build(rule: &rules::Entry, updates: u64, backend: &str) -> optimizers::Result<Optimizer> {
+    let warm_up = updates.div_ceil(10);
+    let cosine = CosineDecay::new(0.0, rule.lr, (updates - warm_up).max(1))?;
+    let rate = Rate::from(WarmUp::new(rule.lr, warm_up)?.then(warm_up, cosine));
+
+    let weights =
+        [Parameter::new("hidden.weight", [HIDDEN, PIXELS]), Parameter::new("output.weight", [DIGITS, HIDDEN])];
+    let biases = [Parameter::new("hidden.bias", [HIDDEN]), Parameter::new("output.bias", [DIGITS])];
+    let backend = match backend {
+        "gpu" => Backend::Gpu,
+        "auto" => Backend::auto(),
+        _ => Backend::Cpu,
+    };
+    (rule.with_rate)(rate)
+        .groups([ParamGroup::new(weights).weight_decay(WEIGHT_DECAY), ParamGroup::new(biases).weight_decay(0.0)])
+        .build(backend)
+}
+
+/// A bar on standard error; hidden if that is no terminal.
+fn progress_bar(updates: u64) -> Result<ProgressBar, Box<dyn Error>> {
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} steps  {msg}")?;
+    Ok(ProgressBar::new(updates).with_style(style))
+}
+
+fn print_table(run: &Run) {
+    println!("backend: {}", run.backend);
+    println!(
+        "{:<12} {:>6} {:>6} {:>10} {:>14} {:>13} {:>13}  weights hash",
+        "optimizer", "epochs", "steps", "train loss", "train accuracy", "test accuracy", "time per step"
+    );
+    if let Some(Epoch { train, test }) = run.epochs.last() {
+        let microseconds = run.updating.as_secs_f64() * 1e6 / run.steps.len() as f64;
+        println!(
+            "{:<12} {:>6} {:>6} {:>10.5} {:>14.3} {:>13.3} {:>10.1} µs  {:016x}",
+            run.optimizer,
+            run.epochs.len(),
+            run.steps.len(),
+            train.loss,
+            train.accuracy,
+            test.accuracy,
+            microseconds,
+            run.weights_hash,
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! The picture: loss, accuracy and rate over the steps.
+
+use std::error::Error;
+use std::path::Path;
+
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::prelude::*;
+
+use crate::Run;
+
+const SIZE: (u32, u32) = (900, 1050);
+const FONT: &str = "sans-serif";
+const TRAIN: RGBColor = RGBColor(31, 119, 180);
+const TEST: RGBColor = RGBColor(214, 96, 20);
+const BATCH: RGBColor = RGBColor(190, 205, 220);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+struct Line {
+    label: &'static str,
+    color: RGBColor,
+    points: Vec<(f64, f64)>,
+}
+
+/// Draws a run into an SVG file.
+pub(crate) fn draw(run: &Run, path: &Path) -> Result<(), Box<dyn Error>> {
+    let mut svg = String::new();
+    draw_charts(run, &SVGBackend::with_string(&mut svg, SIZE).into_drawing_area())?;
+    std::fs::write(path, svg).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
+    area.fill(&WHITE)?;
+    let title = format!("digits: {} on {}", run.optimizer, run.backend);
+    let charts = area.titled(&title, (FONT, 22))?.split_evenly((3, 1));
+
+    let steps = run.steps.iter().zip(1_u32..).map(|(step, index)| (f64::from(index), step));
+    let per_epoch = run.steps.len() as f64 / run.epochs.len() as f64;
+    let epochs = run.epochs.iter().zip(1_u32..).map(|(epoch, index)| (f64::from(index) * per_epoch, epoch));
+
+    let losses = [
+        Line { label: "mini-batch", color: BATCH, points: steps.clone().map(|(x, step)| (x, step.loss)).collect() },
+        Line { label: "train", color: TRAIN, points: epochs.clone().map(|(x, epoch)| (x, epoch.train.loss)).collect() },
+        Line { label: "test", color: TEST, points: epochs.clone().map(|(x, epoch)| (x, epoch.test.loss)).collect() },
+    ];
+    let (low, high) = bounds(&losses);
+    chart(&charts[0], "loss (cross-entropy)", (low.max(1e-6)..high.max(1e-5)).log_scale(), &losses)?;
+
+    let accuracies = [
+        Line {
+            label: "train",
+            color: TRAIN,
+            points: epochs.clone().map(|(x, epoch)| (x, epoch.train.accuracy)).collect(),
+        },
+        Line { label: "test", color: TEST, points: epochs.map(|(x, epoch)| (x, epoch.test.accuracy)).collect() },
+    ];
+    let (low, _) = bounds(&accuracies);
+    chart(&charts[1], "accuracy", (low - 0.02).max(0.0)..1.005, &accuracies)?;
+
+    let rates = [Line { label: "rate", color: TRAIN, points: steps.map(|(x, step)| (x, step.rate)).collect() }];
+    let (_, high) = bounds(&rates);
+    chart(&charts[2], "learning rate", 0.0..high * 1.05, &rates)?;
+    area.present()?;
+    Ok(())
+}
+
+/// One chart over the steps, with a legend.
+fn chart<Y>(
+    area: &Area<'_>,
+    title: &str,
+    range: impl AsRangedCoord<CoordDescType = Y, Value = f64>,
+    lines: &[Line],
+) -> Result<(), Box<dyn Error>>
+where
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let last = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .margin(10)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(0.0..last, range)?;
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .y_desc(title)
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .label_style((FONT, 14))
+        .axis_desc_style((FONT, 16))
+        .light_line_style(TRANSPARENT)
+        .draw()?;
+    for Line { label, color, points } in lines {
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?
+            .label(*label)
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .label_font((FONT, 14))
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
+    Ok(())
+}
+
+/// The lowest and the highest value.
+fn bounds(lines: &[Line]) -> (f64, f64) {
+    let values = lines.iter().flat_map(|line| &line.points).map(|point| point.1);
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+}

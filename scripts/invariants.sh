@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Checks the invariants of ARCHITECTURE.md that a script can check. Prints what breaks them; exits 1 if anything does.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+failed=0
+
+# forbid NAME PATTERN PATH...: no line of Rust code (comments aside) may match.
+forbid() {
+    local name=$1 pattern=$2 hits
+    shift 2
+    hits=$(git grep -nE "$pattern" -- "$@" | grep -vE '^[^:]+:[0-9]+:[[:space:]]*//' || true)
+    if [ -n "$hits" ]; then
+        printf 'broken: %s\n%s\n' "$name" "$hits" >&2
+        failed=1
+    fi
+}
+
+# no_dependency CRATE PATTERN: none of the crate's normal dependencies may match.
+no_dependency() {
+    local hits
+    hits=$(cargo tree --quiet -e normal -p "$1" "${@:3}" --prefix none | grep -E "$2" || true)
+    if [ -n "$hits" ]; then
+        printf 'broken: %s depends on\n%s\n' "$1" "$hits" >&2
+        failed=1
+    fi
+}
+
+forbid 'optim-core names no thread, GPU, SIMD crate, file, clock or environment' \
+    '\b(rayon|wgpu|multiversion|pulp)\b|std::(fs|env|time|thread|net|process)\b' 'crates/optim-core/src/*.rs'
+no_dependency optim-core '^(rayon|wgpu|multiversion|optim-(cpu|gpu|shaders)|optimizers) '
+no_dependency optim-cpu '^(wgpu|optim-(gpu|shaders)|optimizers) '
+no_dependency optim-gpu '^(rayon|optim-cpu|optimizers) '
+no_dependency optimizers '^wgpu' --no-default-features --features cpu
+no_dependency optimizers '^rayon' --no-default-features --features gpu
+forbid 'cfg(feature) stands in the facade only' 'cfg(_attr)?\(.*feature *=' 'crates/optim-*/src/*.rs' 'shaders/*.rs'
+forbid 'cfg(target_arch) stands nowhere' 'cfg(_attr)?\(.*target_arch' 'crates/*.rs' 'shaders/*.rs'
+forbid 'unsafe code stands nowhere' '\bunsafe\b *(\{|fn|impl|extern)' 'crates/*.rs' 'shaders/*.rs'
+forbid 'the CPU never fuses a multiplication and an addition' 'mul_add' 'crates/optim-cpu/src/*.rs'
+forbid 'wgpu types are public in optim-gpu only' '\bwgpu::' 'crates/optim-core/src/*.rs' 'crates/optim-cpu/src/*.rs' 'crates/optimizers/src/*.rs'
+forbid 'matches on the rules have no catch-all arm' '^ *_ =>' 'crates/optim-core/src/rule.rs' 'crates/optim-cpu/src/rules/mod.rs'
+
+# One rule, one name, four places.
+for file in crates/optim-core/src/rules/*.rs; do
+    rule=$(basename "$file" .rs)
+    [ "$rule" = mod ] && continue
+    for twin in "crates/optim-cpu/src/rules/$rule.rs" "shaders/rules/$rule.wgsl" "tests/src/reference/$rule.rs"; do
+        if [ ! -e "$twin" ]; then
+            echo "broken: the rule $rule has no $twin" >&2
+            failed=1
+        fi
+    done
+done
+
+# Each published crate carries the licences.
+for crate in crates/* shaders; do
+    cmp -s LICENSE-MIT "$crate/LICENSE-MIT" && cmp -s LICENSE-APACHE "$crate/LICENSE-APACHE" || {
+        echo "broken: $crate lacks a copy of the licences" >&2
+        failed=1
+    }
+done
+[ $failed = 0 ] && echo 'invariants hold'
+exit $failed

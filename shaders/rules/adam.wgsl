@@ -1,0 +1,26 @@
+// Adam. The equations are explained in optim-core/src/rules/adam.rs; the twin is optim-cpu/src/rules/adam.rs.
+
+struct Step {
+    alpha: f32,
+    beta1: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
+    eps: f32,
+    nesterov: u32,
+    pad0: u32,
+    pad1: u32,
+}
+
+fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
+    // (1) m ← m + (1 − β₁) (g − m)
+    *m = *m + s.one_minus_beta1 * (g - *m);
+    // (2) v ← v + (1 − β₂) (g² − v)
+    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    // (3) d ← m    nesterov: d ← β₁ · m + (1 − β₁) · g
+    var d = *m;
+    if (s.nesterov != 0u) {
+        d = s.beta1 * *m + s.one_minus_beta1 * g;
+    }
+    // (4) p ← p − α · d / (√v + ε)
+    *p = *p - s.alpha * d / (sqrt(*v) + s.eps);
+}
