@@ -57,6 +57,9 @@ pub struct Update<'a> {
 pub struct Record {
     /// What happens to the gradient before the rule sees it.
     pub shaping: Shaping,
+    /// The layer-wise trust ratio; [`Trust::NONE`] for none. It needs a first walk over parameter and gradient, which
+    /// completes the shaping.
+    pub trust: Trust,
     /// What the rule's kernel computes with.
     pub scalars: StepScalars,
 }
@@ -74,6 +77,31 @@ pub struct Shaping {
 impl Shaping {
     /// The gradient as it is.
     pub const NONE: Self = Self { factor: 1.0, weight_decay: 0.0 };
+}
+
+/// What a layer-wise trust ratio is made of: see [`Lars`](crate::rules::Lars).
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Trust {
+    /// `η`; negative for no trust ratio.
+    pub coefficient: f32,
+    /// `ε`.
+    pub epsilon: f32,
+    /// `δ`, the weight decay inside the ratio.
+    pub weight_decay: f32,
+    /// The rate against which the ratio is clipped; 0 for no clipping.
+    pub clip: f32,
+}
+
+impl Trust {
+    /// No trust ratio.
+    pub const NONE: Self = Self { coefficient: -1.0, epsilon: 0.0, weight_decay: 0.0, clip: 0.0 };
+
+    /// Whether there is a trust ratio.
+    #[must_use]
+    pub fn is_some(&self) -> bool {
+        self.coefficient >= 0.0
+    }
 }
 
 /// What can be turned into a backend: a backend itself, or a choice that is only made now (and may fail).

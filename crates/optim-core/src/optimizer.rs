@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, Shaping, Update};
+use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, Shaping, Trust, Update};
 use crate::error::check;
-use crate::rule::{At, Decay};
+use crate::rule::{At, Decay, Passes};
 use crate::rules::single;
 use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
@@ -106,10 +106,14 @@ impl Builder {
             Some(filter) => filter(parameter),
             None => self.grouped || !(parameter.name().contains("beta") || parameter.name().contains("gamma")),
         };
+        // What a first walk finds out about a parameter stands in its record, so it cannot share one.
+        let rule = self.rule.spec();
+        let apart = rule.has_trust() || rule.passes() != Passes::Elementwise;
         let mut classes: Vec<Class> = Vec::new();
-        let class_of = (parameters.iter().zip(&group_of))
-            .map(|(parameter, &group)| {
-                let class = Class { group, decays: groups[group].weight_decay > 0.0 && decays(parameter) };
+        let class_of = (parameters.iter().zip(&group_of).enumerate())
+            .map(|(index, (parameter, &group))| {
+                let decays = groups[group].weight_decay > 0.0 && decays(parameter);
+                let class = Class { group, decays, parameter: apart.then_some(index) };
                 classes.iter().position(|known| *known == class).unwrap_or_else(|| {
                     classes.push(class);
                     classes.len() - 1
@@ -124,6 +128,7 @@ impl Builder {
             updated: vec![false; parameters.len()],
             records: Vec::with_capacity(2 * classes.len()),
             rates: vec![0.0; groups.len()].into(),
+            previous_rates: vec![0.0; groups.len()],
             step: 0,
             rule: self.rule,
             loss_scale: self.loss_scale,
@@ -236,6 +241,8 @@ struct Group {
 struct Class {
     group: usize,
     decays: bool,
+    /// The only member, where every parameter needs a record of its own.
+    parameter: Option<usize>,
 }
 
 /// A rule, its groups and rates, and its state on a backend.
@@ -258,6 +265,8 @@ pub struct Optimizer {
     loss_scale: f64,
     /// Updates done.
     step: u64,
+    /// The rates of the last update.
+    previous_rates: Vec<f64>,
     /// Whether a parameter was ever updated.
     updated: Vec<bool>,
     backend: Box<dyn Backend>,
@@ -287,6 +296,7 @@ impl Optimizer {
         let update = Update { records: &self.records, record_of: &self.record_of };
         self.engine.update(&update, params, grads)?;
         self.step += 1;
+        self.previous_rates.copy_from_slice(&rates);
         for (updated, grad) in self.updated.iter_mut().zip(grads) {
             *updated |= !grad.is_none();
         }
@@ -323,7 +333,8 @@ impl Optimizer {
     /// [`Error::Unknown`] for a name there is not; what reading from the device returns.
     pub fn slot(&self, parameter: &str, slot: &str) -> Result<Vec<f32>> {
         let names = self.parameters.iter().map(Parameter::name);
-        let slots = self.rule.spec().slots().iter().map(|s| s.name);
+        let slots = self.rule.spec().slots();
+        let slots = slots.iter().map(|s| s.name);
         self.engine.read_slot(find("parameter", names, parameter)?, find("slot", slots, slot)?)
     }
 
@@ -373,13 +384,18 @@ impl Optimizer {
         for class in &self.classes {
             let decay = if class.decays { self.groups[class.group].weight_decay } else { 0.0 };
             let (l2, decoupled) = match rule.decay() {
+                Decay::L2 if rule.has_trust() => (0.0, 0.0),
                 Decay::L2 => (decay, 0.0),
                 Decay::Decoupled => (0.0, decay),
             };
             let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2) };
+            let lr = rates[class.group];
+            let previous_lr = if self.step == 0 { lr } else { self.previous_rates[class.group] };
             for &first in firsts {
-                let at = At { t: self.step + 1, lr: rates[class.group], weight_decay: decoupled, first };
-                self.records.push(Record { shaping, scalars: rule.scalars(&at) });
+                let at = At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, first };
+                let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
+                let trust = trust.unwrap_or(Trust::NONE);
+                self.records.push(Record { shaping, trust, scalars: rule.scalars(&at) });
             }
         }
         for ((record, &class), &updated) in self.record_of.iter_mut().zip(&self.class_of).zip(&self.updated) {

@@ -1,11 +1,13 @@
 //! A rule: one update formula, described as data for the backends.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytemuck::{NoUninit, Zeroable};
 
-use crate::rules::{Adam, Momentum, Sgd};
-use crate::{Rate, Result};
+use crate::backend::Trust;
+use crate::rules::{Adam, Lamb, Lars, Momentum, Sgd};
+use crate::{Parameter, Rate, Result};
 
 /// One state array of a rule, by its MindSpore name; shaped like the parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +33,24 @@ pub enum Decay {
 pub enum Passes {
     /// One walk; every element is updated from itself, its gradient and its slots alone.
     Elementwise,
+    /// Two walks. The first sums up to [`MAX_TERMS`] terms (squares: never negative) over each parameter, by the kernel's
+    /// function `terms`; its function `finish` completes the step scalars from the sums; the second walk updates. No backend
+    /// code is needed for it.
+    Norms,
+}
+
+/// The most sums that a first walk makes for each parameter.
+pub const MAX_TERMS: usize = 3;
+
+/// What a row-sparse gradient does to the rows that it does not list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sparse {
+    /// They are updated as by a gradient of zeros (without weight decay): state decays and the rows move.
+    AllRows,
+    /// They stay as they are, and so does their state.
+    ListedRows,
+    /// The rule takes no row-sparse gradients.
+    Unsupported,
 }
 
 /// Where an update stands: what a rule makes its step scalars from.
@@ -40,6 +60,8 @@ pub struct At {
     pub t: u64,
     /// The group's rate at this update.
     pub lr: f64,
+    /// The group's rate at the update before; at the first update the same as `lr`.
+    pub previous_lr: f64,
     /// The weight decay, if the rule's is [`Decay::Decoupled`] and the parameter decays; else 0.
     pub weight_decay: f64,
     /// Whether the parameter has never been updated (it is the first update, or gradients were missing until now).
@@ -76,6 +98,12 @@ impl StepScalars {
     #[must_use]
     pub fn words(&self) -> &[u32] {
         &self.words[..self.len]
+    }
+
+    /// The words of the `Step`, for a kernel's `finish` to complete.
+    #[must_use]
+    pub fn words_mut(&mut self) -> &mut [u32] {
+        &mut self.words[..self.len]
     }
 }
 
@@ -118,8 +146,8 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
     /// Checks every hyper-parameter but rate and decay, which the optimizer checks.
     fn validate(&self) -> Result<()>;
 
-    /// The state arrays, in the order of the kernel's arguments.
-    fn slots(&self) -> &'static [Slot];
+    /// The state arrays, in the order of the kernel's arguments; at most four.
+    fn slots(&self) -> Vec<Slot>;
 
     /// The step scalars of one update.
     fn scalars(&self, at: &At) -> StepScalars;
@@ -146,6 +174,36 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
     fn first_update_differs(&self) -> bool {
         false
     }
+
+    /// What a row-sparse gradient does.
+    fn sparse(&self) -> Sparse {
+        Sparse::Unsupported
+    }
+
+    /// The layer-wise trust ratio of a parameter, if the rule asks for one ([`Lars`]). `decay` is the weight decay that the
+    /// parameter's group asks for.
+    fn trust(&self, _parameter: &Parameter, _at: &At, _decay: f64) -> Option<Trust> {
+        None
+    }
+
+    /// Whether [`trust`](Self::trust) can be `Some`. L2 decay is then the trust ratio's business.
+    fn has_trust(&self) -> bool {
+        false
+    }
+}
+
+/// A rule of the user's own: its description, a Rust body and a WGSL fragment. Made into a [`Rule`] by [`Rule::custom`].
+///
+/// The Rust body and the fragment must do the same arithmetic in the same order if both backends are to give the same bits;
+/// compare them as this library's own tests do.
+pub trait CustomRule: UpdateRule {
+    /// The update on the CPU: for each `i` from `p[i]`, the shaped gradient `g[i]` and `slots[k][i]`. All slices have one
+    /// length; it differs from call to call. `step` holds the words of the rule's scalars.
+    fn update(&self, step: &StepScalars, p: &mut [f32], g: &[f32], slots: &mut [&mut [f32]]);
+
+    /// WGSL for the GPU: `struct Step` with the fields of [`scalar_names`](UpdateRule::scalar_names), and
+    /// `fn update(s: Step, p: ptr<function, f32>, g: f32, …)` with a `ptr<function, f32>` for each slot.
+    fn wgsl(&self) -> &str;
 }
 
 /// Every rule. Deliberately not `non_exhaustive`: the backends match on it without a `_` arm, so that the compiler names each
@@ -158,9 +216,30 @@ pub enum Rule {
     Momentum(Momentum),
     /// [`Adam`].
     Adam(Adam),
+    /// [`Lamb`].
+    Lamb(Lamb),
+    /// [`Lars`].
+    Lars(Lars),
+    /// A rule of the user's own.
+    Custom(Arc<dyn CustomRule>),
 }
 
 impl Rule {
+    /// A rule of your own.
+    #[must_use]
+    pub fn custom(rule: impl CustomRule + 'static) -> Self {
+        Self::Custom(Arc::new(rule))
+    }
+
+    /// The rule whose kernel runs: the inner one of a wrapper, else the rule itself.
+    #[must_use]
+    pub fn kernel(&self) -> &Self {
+        match self {
+            Self::Lars(lars) => lars.inner.kernel(),
+            Self::Sgd(_) | Self::Momentum(_) | Self::Adam(_) | Self::Lamb(_) | Self::Custom(_) => self,
+        }
+    }
+
     /// The rule's description of itself.
     #[must_use]
     pub fn spec(&self) -> &dyn UpdateRule {
@@ -168,6 +247,9 @@ impl Rule {
             Self::Sgd(rule) => rule,
             Self::Momentum(rule) => rule,
             Self::Adam(rule) => rule,
+            Self::Lamb(rule) => rule,
+            Self::Lars(rule) => rule,
+            Self::Custom(rule) => &**rule,
         }
     }
 
@@ -182,6 +264,8 @@ impl Rule {
             Momentum { use_nesterov: true, ..Momentum::new(0.1, 0.9) }.into(),
             Adam::default().into(),
             Adam { use_nesterov: true, ..Adam::default() }.into(),
+            Lamb { weight_decay: 0.01, ..Lamb::new(0.01) }.into(),
+            Lars::new(Momentum { weight_decay: 0.1, ..Momentum::new(0.5, 0.9) }).into(),
         ]
     }
 }

@@ -14,8 +14,9 @@ use std::array;
 
 use optim_core::ParamMut;
 
-use crate::arena::Arena;
+use crate::arena::{self, Arena};
 use crate::kernel::Slots;
+use crate::reduce::{self, SLICE, Sums};
 
 /// Below this many elements a step is done by the calling thread: handing work over costs more than it saves.
 const SERIAL: usize = 30_000;
@@ -33,7 +34,27 @@ pub(crate) struct Cut {
     element: usize,
 }
 
-/// The cuts for tensors of these lengths: none if the work is not worth sharing.
+/// Where each parameter lies in an arena and among the slices' sums; and, as the last entries, where those end.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// The first element in an arena.
+    pub(crate) starts: Vec<usize>,
+    /// The first slice.
+    pub(crate) slices: Vec<usize>,
+}
+
+impl Layout {
+    pub(crate) fn new(lens: &[usize]) -> Self {
+        let mut slices = vec![0];
+        slices.extend(lens.iter().scan(0, |end, &len| {
+            *end += reduce::slices(len);
+            Some(*end)
+        }));
+        Self { starts: arena::starts(lens), slices }
+    }
+}
+
+/// The cuts for tensors of these lengths, at whole slices: none if the work is not worth sharing.
 pub(crate) fn cuts(lens: &[usize], threads: usize) -> Vec<Cut> {
     let total: usize = lens.iter().sum();
     if threads < 2 || total < SERIAL {
@@ -42,9 +63,20 @@ pub(crate) fn cuts(lens: &[usize], threads: usize) -> Vec<Cut> {
     let task = total.div_ceil(threads * TASKS_PER_THREAD).max(TASK);
     let (mut cuts, mut filled) = (Vec::new(), 0);
     for (param, &len) in lens.iter().enumerate() {
-        // The tensor's elements before which a task is full.
-        cuts.extend((task - filled..len).step_by(task).map(|element| Cut { param, element }));
-        filled = (filled + len) % task;
+        if filled >= task {
+            cuts.push(Cut { param, element: 0 });
+            filled = 0;
+        }
+        let mut start = 0;
+        loop {
+            let element = (start + task - filled).next_multiple_of(SLICE);
+            if element >= len {
+                break;
+            }
+            cuts.push(Cut { param, element });
+            (start, filled) = (element, 0);
+        }
+        filled += len - start;
     }
     cuts
 }
@@ -61,19 +93,22 @@ pub(crate) struct Pieces<'v, 'd> {
     tail: Option<&'v mut [f32]>,
     /// The same stretch of each slot.
     slots: Slots<'v>,
+    /// The same stretch of the slices' sums; empty if nothing is summed.
+    sums: &'v mut [Sums],
 }
 
 impl<'v, 'd> Pieces<'v, 'd> {
     /// Everything.
-    pub(crate) fn new(params: &'v mut [ParamMut<'d>], arenas: &'v mut [Arena]) -> Self {
+    pub(crate) fn new(params: &'v mut [ParamMut<'d>], arenas: &'v mut [Arena], sums: &'v mut [Sums]) -> Self {
         let mut arenas = arenas.iter_mut();
         let slots = array::from_fn(|_| arenas.next().map_or(&mut [][..], Arena::all_mut));
-        Self { begin: Cut { param: 0, element: 0 }, head: None, rest: params, tail: None, slots }
+        Self { begin: Cut { param: 0, element: 0 }, head: None, rest: params, tail: None, slots, sums }
     }
 
     /// What lies before the cut, and from it on.
-    fn split_at(self, cut: Cut, starts: &[usize]) -> (Self, Self) {
-        let Self { begin, head, rest, tail, slots } = self;
+    fn split_at(self, cut: Cut, layout: &Layout) -> (Self, Self) {
+        let Self { begin, head, rest, tail, slots, sums } = self;
+        let Layout { starts, slices } = layout;
         let slots_before = (starts[cut.param] + cut.element) - (starts[begin.param] + begin.element);
         let mut right_slots: Slots<'v> = Default::default();
         let mut right_slot = right_slots.iter_mut();
@@ -84,8 +119,10 @@ impl<'v, 'd> Pieces<'v, 'd> {
             }
             left
         });
-        let left = |head, rest, tail| Self { begin, head, rest, tail, slots: left_slots };
-        let right = |head, rest, tail| Self { begin: cut, head, rest, tail, slots: right_slots };
+        let sums_before = (slices[cut.param] + cut.element / SLICE) - (slices[begin.param] + begin.element / SLICE);
+        let (left_sums, right_sums) = sums.split_at_mut(sums_before.min(sums.len()));
+        let left = |head, rest, tail| Self { begin, head, rest, tail, slots: left_slots, sums: left_sums };
+        let right = |head, rest, tail| Self { begin: cut, head, rest, tail, slots: right_slots, sums: right_sums };
 
         let first_whole = begin.param + usize::from(head.is_some());
         match (head, tail) {
@@ -111,19 +148,22 @@ impl<'v, 'd> Pieces<'v, 'd> {
         }
     }
 
-    /// Calls `work(param, first element, memory, slots)` for each piece.
-    fn each(self, starts: &[usize], work: &impl Fn(usize, usize, &mut [f32], Slots<'_>)) {
-        let Self { begin, head, rest, tail, mut slots } = self;
-        let base = starts[begin.param] + begin.element;
+    /// Calls `work` for each piece.
+    fn each(self, layout: &Layout, work: &impl Fn(Piece<'_>)) {
+        let Self { begin, head, rest, tail, mut slots, sums } = self;
+        let Layout { starts, slices } = layout;
+        let (base, first_slice) = (starts[begin.param] + begin.element, slices[begin.param] + begin.element / SLICE);
         let first_whole = begin.param + usize::from(head.is_some());
         let after = first_whole + rest.len();
-        let mut piece = |param: usize, element: usize, memory: &mut [f32]| {
+        let mut piece = |param: usize, element: usize, p: &mut [f32]| {
+            if p.is_empty() {
+                return;
+            }
             let start = starts[param] + element - base;
-            let slots = slots.each_mut().map(|slot| match slot.len() {
-                0 => &mut [][..],
-                _ => &mut slot[start..start + memory.len()],
-            });
-            work(param, element, memory, slots);
+            let slots = slots.each_mut().map(|slot| slot.get_mut(start..start + p.len()).unwrap_or_default());
+            let slice = slices[param] + element / SLICE - first_slice;
+            let sums = sums.get_mut(slice..slice + reduce::slices(p.len())).unwrap_or_default();
+            work(Piece { param, element, p, slots, sums });
         };
         if let Some(head) = head {
             piece(begin.param, begin.element, head);
@@ -137,6 +177,18 @@ impl<'v, 'd> Pieces<'v, 'd> {
     }
 }
 
+/// A run of one parameter's elements, beginning at a whole slice.
+pub(crate) struct Piece<'a> {
+    /// The parameter's index.
+    pub(crate) param: usize,
+    /// The first element, within the parameter.
+    pub(crate) element: usize,
+    pub(crate) p: &'a mut [f32],
+    pub(crate) slots: Slots<'a>,
+    /// One entry for each slice, or none if nothing is summed.
+    pub(crate) sums: &'a mut [Sums],
+}
+
 /// A parameter's slice; the step has checked that it is one.
 fn host<'v>(param: &'v mut ParamMut<'_>) -> &'v mut [f32] {
     match param {
@@ -146,12 +198,12 @@ fn host<'v>(param: &'v mut ParamMut<'_>) -> &'v mut [f32] {
 }
 
 /// Works on all pieces, in parallel if there are cuts.
-pub(crate) fn run<W>(cuts: &[Cut], starts: &[usize], pieces: Pieces<'_, '_>, work: &W)
+pub(crate) fn run<W>(cuts: &[Cut], layout: &Layout, pieces: Pieces<'_, '_>, work: &W)
 where
-    W: Fn(usize, usize, &mut [f32], Slots<'_>) + Sync,
+    W: Fn(Piece<'_>) + Sync,
 {
-    let Some(&cut) = cuts.get(cuts.len() / 2) else { return pieces.each(starts, work) };
-    let (left, right) = pieces.split_at(cut, starts);
+    let Some(&cut) = cuts.get(cuts.len() / 2) else { return pieces.each(layout, work) };
+    let (left, right) = pieces.split_at(cut, layout);
     let (before, after) = (&cuts[..cuts.len() / 2], &cuts[cuts.len() / 2 + 1..]);
-    rayon::join(|| run(before, starts, left, work), || run(after, starts, right, work));
+    rayon::join(|| run(before, layout, left, work), || run(after, layout, right, work));
 }

@@ -1,7 +1,12 @@
 //! How a rule's `update`, which sees one element, becomes a loop over slices that is compiled for several instruction sets.
 
+use std::fmt;
+use std::sync::Arc;
+
 use multiversion::{multiversion, target::match_target};
-use optim_core::rule::StepScalars;
+use optim_core::rule::{CustomRule, StepScalars};
+
+use crate::reduce::{Columns, Sums};
 
 /// The most slots a rule may have.
 pub(crate) const MAX_SLOTS: usize = 4;
@@ -11,6 +16,51 @@ pub(crate) type Slots<'a> = [&'a mut [f32]; MAX_SLOTS];
 
 /// A rule's kernel: the scalars, the parameter, the gradient, the slots. All slices have one length.
 pub(crate) type Kernel = fn(&StepScalars, &mut [f32], &[f32], Slots<'_>);
+
+/// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
+/// terms are added. All slices have one length, at most a row's.
+pub(crate) type Measure = fn(&StepScalars, &[f32], &[f32], Slots<'_>, &mut Columns);
+
+/// Completes a rule's scalars from its sums.
+pub(crate) type Finish = fn(&mut StepScalars, Sums);
+
+/// All that a rule brings to this backend.
+#[derive(Clone)]
+pub(crate) struct Kernels {
+    pub(crate) update: Update,
+    pub(crate) norms: Option<(Measure, Finish)>,
+}
+
+/// A rule's update: built in, or the user's own.
+#[derive(Clone)]
+pub(crate) enum Update {
+    BuiltIn(Kernel),
+    Custom(Arc<dyn CustomRule>),
+}
+
+impl Update {
+    pub(crate) fn run(&self, scalars: &StepScalars, p: &mut [f32], g: &[f32], mut slots: Slots<'_>) {
+        match self {
+            Self::BuiltIn(kernel) => kernel(scalars, p, g, slots),
+            Self::Custom(rule) => {
+                let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
+                rule.update(scalars, p, g, &mut slots[..used]);
+            }
+        }
+    }
+}
+
+impl From<Kernel> for Kernels {
+    fn from(kernel: Kernel) -> Self {
+        Self { update: Update::BuiltIn(kernel), norms: None }
+    }
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernels").field("norms", &self.norms.is_some()).finish_non_exhaustive()
+    }
+}
 
 /// Makes a [`Kernel`] of a function `update(step, p, g, slots…)`.
 ///
@@ -42,6 +92,44 @@ macro_rules! elementwise {
     };
 }
 pub(crate) use elementwise;
+
+/// Makes a [`Measure`] and a [`Finish`] of the functions `terms(step, p, g, slots…)` and `finish(step, sums)`.
+macro_rules! norms {
+    ($measure:ident = $terms:path, $finished:ident = $finish:path, $step:ty, [$($slot:ident),*]) => {
+        pub(crate) fn $measure(
+            scalars: &optim_core::rule::StepScalars,
+            p: &[f32],
+            g: &[f32],
+            slots: $crate::kernel::Slots<'_>,
+            sums: &mut $crate::reduce::Columns,
+        ) {
+            #[multiversion::multiversion(targets(
+                "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
+            ))]
+            fn walk(s: &$step, p: &[f32], g: &[f32], $($slot: &[f32],)* sums: &mut $crate::reduce::Columns) {
+                let n = p.len();
+                let g = &g[..n];
+                $(let $slot = &$slot[..n];)*
+                let [first, second, third] = sums;
+                let (first, second, third) = (&mut first[..n], &mut second[..n], &mut third[..n]);
+                for i in 0..n {
+                    let terms = $terms(s, p[i], g[i], $($slot[i]),*);
+                    first[i] += terms[0];
+                    second[i] += terms[1];
+                    third[i] += terms[2];
+                }
+            }
+            let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+            let [$($slot,)* ..] = slots;
+            walk(step, p, g, $($slot,)* sums);
+        }
+
+        pub(crate) fn $finished(scalars: &mut optim_core::rule::StepScalars, sums: $crate::reduce::Sums) {
+            $finish(bytemuck::from_bytes_mut::<$step>(bytemuck::cast_slice_mut(scalars.words_mut())), sums);
+        }
+    };
+}
+pub(crate) use norms;
 
 /// The instruction set that kernels run with on this processor.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]

@@ -10,6 +10,7 @@
 //! | `rules` | one kernel a rule, the twin of the WGSL file of the same name |
 //! | `kernel` | how a kernel becomes a loop over slices, compiled for several instruction sets |
 //! | `shape` | what happens to a gradient before the rule sees it |
+//! | `reduce` | sums over a parameter, in one fixed order |
 //! | `drive` | the only rayon: the step's memory, cut into equal tasks |
 //! | `arena` | the slots |
 #![forbid(unsafe_code)]
@@ -17,19 +18,22 @@
 mod arena;
 mod drive;
 mod kernel;
+mod reduce;
 mod rules;
 mod shape;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use optim_core::backend::{Plan, Update, wrong_memory};
+use optim_core::backend::{Plan, Record, Update, wrong_memory};
 use optim_core::{Backend, Engine, Error, Grad, ParamMut, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::arena::Arena;
-use crate::drive::{Cut, Pieces};
-use crate::kernel::Kernel;
+use crate::drive::{Cut, Layout, Piece, Pieces};
+use crate::kernel::{Kernels, Slots};
+use crate::reduce::{Columns, Sums};
+use crate::rules::lars;
 
 /// Where updates run on the host's processor.
 ///
@@ -100,17 +104,21 @@ impl Backend for CpuBackend {
 
     fn engine(&self, plan: &Plan<'_>) -> Result<Box<dyn Engine>> {
         let lens: Vec<usize> = plan.parameters.iter().map(|p| p.len()).collect();
-        let starts = arena::starts(&lens);
-        let end = starts[lens.len()];
-        let slots = plan.rule.spec().slots();
+        let layout = Layout::new(&lens);
+        let spec = plan.rule.spec();
+        let slots = spec.slots();
+        let kernels = rules::kernels(plan.rule);
+        let sums = if spec.has_trust() || kernels.norms.is_some() { layout.slices[lens.len()] } else { 0 };
         Ok(Box::new(CpuEngine {
-            kernel: rules::kernel(plan.rule),
-            arenas: slots.iter().map(|slot| Arena::new(end, slot.init)).collect::<Result<_>>()?,
+            arenas: slots.iter().map(|slot| Arena::new(layout.starts[lens.len()], slot.init)).collect::<Result<_>>()?,
             cuts: drive::cuts(&lens, self.threads()),
-            starts,
-            lens,
             names: plan.parameters.iter().map(|p| p.name().to_owned()).collect(),
             pool: self.pool.clone(),
+            records: Vec::new(),
+            sums: vec![Sums::default(); sums],
+            kernels,
+            layout,
+            lens,
         }))
     }
 }
@@ -118,20 +126,53 @@ impl Backend for CpuBackend {
 /// One optimizer's slots, and the plan by which its memory is cut into tasks.
 #[derive(Debug)]
 struct CpuEngine {
-    kernel: Kernel,
+    kernels: Kernels,
     arenas: Vec<Arena>,
-    /// Where each parameter's state lies in an arena.
-    starts: Vec<usize>,
+    layout: Layout,
     lens: Vec<usize>,
     cuts: Vec<Cut>,
     names: Vec<String>,
     pool: Option<Arc<ThreadPool>>,
+    // Of the current update.
+    records: Vec<Record>,
+    sums: Vec<Sums>,
 }
 
 impl CpuEngine {
     /// Where a parameter's state lies in an arena.
     fn range(&self, parameter: usize) -> Range<usize> {
-        self.starts[parameter]..self.starts[parameter] + self.lens[parameter]
+        let start = self.layout.starts[parameter];
+        start..start + self.lens[parameter]
+    }
+
+    /// Walks over all parameters that have a gradient: `work(record, piece, g)`.
+    fn walk(
+        &mut self,
+        record_of: &[u32],
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+        work: impl Fn(&Kernels, &Record, Piece<'_>, &[f32]) + Send + Sync,
+    ) {
+        let Self { kernels, arenas, layout, cuts, pool, records, sums, .. } = self;
+        let (kernels, records, cuts) = (&*kernels, &**records, &**cuts);
+        let pieces = Pieces::new(params, arenas, sums);
+        let run = move || {
+            drive::run(cuts, layout, pieces, &|piece: Piece<'_>| {
+                let Grad::F32(g) = grads[piece.param] else { return };
+                let g = &g[piece.element..piece.element + piece.p.len()];
+                work(kernels, &records[record_of[piece.param] as usize], piece, g);
+            });
+        };
+        match pool {
+            Some(pool) if !cuts.is_empty() => pool.install(run),
+            _ => run(),
+        }
+    }
+
+    /// The sums of a parameter's slices.
+    fn total(&self, parameter: usize) -> Sums {
+        let slices = &self.layout.slices;
+        reduce::total(&self.sums[slices[parameter]..slices[parameter + 1]])
     }
 }
 
@@ -144,21 +185,39 @@ impl Engine for CpuEngine {
                 return Err(wrong_memory(what, name, "memory on the host", "memory on a device"));
             }
         }
-        let (kernel, cuts, starts) = (self.kernel, &*self.cuts, &*self.starts);
-        let pieces = Pieces::new(params, &mut self.arenas);
-        let run = move || {
-            drive::run(cuts, starts, pieces, &|param, start, p, slots| {
-                let Grad::F32(g) = grads[param] else { return };
-                let record = &update.records[update.record_of[param] as usize];
-                shape::shaped(&record.shaping, p, &g[start..], slots, |p, g, slots| {
-                    kernel(&record.scalars, p, g, slots)
-                });
-            })
-        };
-        match &self.pool {
-            Some(pool) if !cuts.is_empty() => pool.install(run),
-            _ => run(),
+        self.records.clear();
+        self.records.extend_from_slice(update.records);
+
+        if update.records.iter().any(|record| record.trust.is_some()) {
+            self.walk(update.record_of, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
+                if record.trust.is_some() {
+                    shape::summed(&record.shaping, p, g, slots, sums, |p, g, _, columns| lars::measure(p, g, columns));
+                }
+            });
+            for parameter in 0..self.lens.len() {
+                let sums = self.total(parameter);
+                let record = &mut self.records[update.record_of[parameter] as usize];
+                if record.trust.is_some() {
+                    lars::finish(&record.trust, &mut record.shaping, sums);
+                }
+            }
         }
+        if let Some((measure, finish)) = self.kernels.norms {
+            self.walk(update.record_of, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
+                let measure = |p: &[f32], g: &[f32], slots: Slots<'_>, columns: &mut Columns| {
+                    measure(&record.scalars, p, g, slots, columns);
+                };
+                shape::summed(&record.shaping, p, g, slots, sums, measure);
+            });
+            for parameter in 0..self.lens.len() {
+                let sums = self.total(parameter);
+                finish(&mut self.records[update.record_of[parameter] as usize].scalars, sums);
+            }
+        }
+        self.walk(update.record_of, params, grads, |kernels, record, Piece { p, slots, .. }, g| {
+            let kernel = |p: &mut [f32], g: &[f32], slots: Slots<'_>| kernels.update.run(&record.scalars, p, g, slots);
+            shape::shaped(&record.shaping, p, g, slots, kernel);
+        });
         Ok(())
     }
 

@@ -2,8 +2,10 @@
 
 use multiversion::multiversion;
 use optim_core::backend::Shaping;
+use optim_core::rule::MAX_TERMS;
 
 use crate::kernel::{MAX_SLOTS, Slots};
+use crate::reduce::{self, Columns, ROW, SLICE, Sums};
 
 /// Elements that are shaped at a time. They stay in the first-level cache until the kernel reads them.
 const BLOCK: usize = 1024;
@@ -26,6 +28,32 @@ pub(crate) fn shaped(
         shape(shaping, block, &g[range.clone()], &p[range.clone()]);
         let slots: [_; MAX_SLOTS] = slots.each_mut().map(|slot| slot.get_mut(range.clone()).unwrap_or_default());
         kernel(&mut p[range], block, slots);
+    }
+}
+
+/// Sums the terms of a run of slices: `measure` adds a row's terms to the running sums.
+pub(crate) fn summed(
+    shaping: &Shaping,
+    p: &[f32],
+    g: &[f32],
+    mut slots: Slots<'_>,
+    sums: &mut [Sums],
+    measure: impl Fn(&[f32], &[f32], Slots<'_>, &mut Columns),
+) {
+    let mut row = [0.0; ROW];
+    let mut columns = [[0.0; ROW]; MAX_TERMS];
+    for (slice, sums) in sums.iter_mut().enumerate() {
+        let end = p.len().min((slice + 1) * SLICE);
+        let used = ROW.min(end - slice * SLICE);
+        columns.each_mut().map(|column| column[..used].fill(0.0));
+        for start in (slice * SLICE..end).step_by(ROW) {
+            let range = start..end.min(start + ROW);
+            let row = &mut row[..range.len()];
+            shape(shaping, row, &g[range.clone()], &p[range.clone()]);
+            let slots: [_; MAX_SLOTS] = slots.each_mut().map(|slot| slot.get_mut(range.clone()).unwrap_or_default());
+            measure(&p[range], row, slots, &mut columns);
+        }
+        *sums = reduce::fold(&columns, used);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Adam: see [`Adam`].
 
 use crate::error::check;
-use crate::rule::{At, Slot, StepScalars, UpdateRule, config, step_scalars};
+use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{power, rounded, single};
 use crate::{Rate, Result};
 
@@ -107,8 +107,8 @@ impl UpdateRule for Adam {
         check(eps.is_finite() && eps > 0.0, "adam.eps", "finite and > 0", eps)
     }
 
-    fn slots(&self) -> &'static [Slot] {
-        &[Slot { name: "moment1", init: 0.0 }, Slot { name: "moment2", init: 0.0 }]
+    fn slots(&self) -> Vec<Slot> {
+        vec![Slot { name: "moment1", init: 0.0 }, Slot { name: "moment2", init: 0.0 }]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {
@@ -128,5 +128,9 @@ impl UpdateRule for Adam {
 
     fn scalar_names(&self) -> &'static [&'static str] {
         Step::FIELDS
+    }
+
+    fn sparse(&self) -> Sparse {
+        Sparse::AllRows
     }
 }

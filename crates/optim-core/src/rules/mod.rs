@@ -2,10 +2,14 @@
 //! kernel and the test's judge.
 
 pub mod adam;
+pub mod lamb;
+pub mod lars;
 pub mod momentum;
 pub mod sgd;
 
 pub use adam::Adam;
+pub use lamb::Lamb;
+pub use lars::Lars;
 pub use momentum::Momentum;
 pub use sgd::Sgd;
 

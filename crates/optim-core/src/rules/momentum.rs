@@ -1,7 +1,7 @@
 //! Momentum: see [`Momentum`].
 
 use crate::error::check;
-use crate::rule::{At, Slot, StepScalars, UpdateRule, config, step_scalars};
+use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::single;
 use crate::{Rate, Result};
 
@@ -83,8 +83,8 @@ impl UpdateRule for Momentum {
         check(momentum.is_finite() && momentum >= 0.0, "momentum.momentum", "finite and ≥ 0", momentum)
     }
 
-    fn slots(&self) -> &'static [Slot] {
-        &[Slot { name: "moments", init: 0.0 }]
+    fn slots(&self) -> Vec<Slot> {
+        vec![Slot { name: "moments", init: 0.0 }]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {
@@ -98,5 +98,9 @@ impl UpdateRule for Momentum {
 
     fn scalar_names(&self) -> &'static [&'static str] {
         Step::FIELDS
+    }
+
+    fn sparse(&self) -> Sparse {
+        Sparse::ListedRows
     }
 }

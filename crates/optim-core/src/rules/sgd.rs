@@ -1,7 +1,7 @@
 //! Stochastic gradient descent: see [`Sgd`].
 
 use crate::error::check;
-use crate::rule::{At, Slot, StepScalars, UpdateRule, config, step_scalars};
+use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{rounded, single};
 use crate::{Error, Rate, Result};
 
@@ -101,8 +101,8 @@ impl UpdateRule for Sgd {
         Ok(())
     }
 
-    fn slots(&self) -> &'static [Slot] {
-        if self.momentum == 0.0 { &[] } else { &[Slot { name: "accum", init: 0.0 }] }
+    fn slots(&self) -> Vec<Slot> {
+        if self.momentum == 0.0 { vec![] } else { vec![Slot { name: "accum", init: 0.0 }] }
     }
 
     fn entry(&self) -> &'static str {
@@ -125,5 +125,9 @@ impl UpdateRule for Sgd {
 
     fn first_update_differs(&self) -> bool {
         self.momentum != 0.0 && self.dampening != 0.0
+    }
+
+    fn sparse(&self) -> Sparse {
+        Sparse::ListedRows
     }
 }

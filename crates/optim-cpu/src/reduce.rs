@@ -1,0 +1,71 @@
+//! Sums over a parameter, in one fixed order for any number of threads, which is also the GPU's.
+//!
+//! ```text
+//! a slice is 16 rows of 1,024 elements, counted from the tensor's start
+//! row sums:   1,024 running sums, one for each column of the slice         a GPU lane holds four of them, in a vec4
+//! lane sums:  (x + y) + (z + w) of every four
+//! slice sum:  a tree over the 256 lanes: 128, 64, …, 1 apart
+//! total:      lane l adds the slices l, l + 256, …; then the same tree
+//! ```
+//!
+//! Terms are squares, so no sum is −0 and adding an absent element's 0 changes nothing: it is left out.
+
+use optim_core::rule::MAX_TERMS;
+
+/// The elements of a row.
+pub(crate) const ROW: usize = 1024;
+
+/// The elements of a slice.
+pub(crate) const SLICE: usize = 16 * ROW;
+
+/// Lanes of a GPU workgroup that sums.
+const LANES: usize = 256;
+
+/// The sums of one slice, or of a whole parameter.
+pub(crate) type Sums = [f32; MAX_TERMS];
+
+/// The running sums of a slice, for each term.
+pub(crate) type Columns = [[f32; ROW]; MAX_TERMS];
+
+/// The slices of a tensor.
+pub(crate) fn slices(len: usize) -> usize {
+    len.div_ceil(SLICE)
+}
+
+/// The sums of a slice whose columns from `used` on are 0.
+pub(crate) fn fold(columns: &Columns, used: usize) -> Sums {
+    columns.each_ref().map(|columns| {
+        let mut lanes = [0.0; LANES];
+        let used = used.div_ceil(4);
+        for (lane, column) in lanes.iter_mut().zip(columns.chunks_exact(4)).take(used) {
+            *lane = (column[0] + column[1]) + (column[2] + column[3]);
+        }
+        tree(&mut lanes, used)
+    })
+}
+
+/// The sums of a parameter, of those of its slices.
+pub(crate) fn total(slices: &[Sums]) -> Sums {
+    std::array::from_fn(|term| {
+        let mut lanes = [0.0; LANES];
+        for row in slices.chunks(LANES) {
+            for (lane, sums) in lanes.iter_mut().zip(row) {
+                *lane += sums[term];
+            }
+        }
+        tree(&mut lanes, slices.len().min(LANES))
+    })
+}
+
+/// Adds up the lanes, of which those from `used` on are 0.
+fn tree(lanes: &mut [f32; LANES], used: usize) -> f32 {
+    let mut stride = LANES / 2;
+    while stride > 0 {
+        let (left, right) = lanes.split_at_mut(stride);
+        for (left, right) in left.iter_mut().zip(right.iter()).take(used.saturating_sub(stride)) {
+            *left += right;
+        }
+        stride /= 2;
+    }
+    lanes[0]
+}

@@ -1,0 +1,38 @@
+//! LARS. The equations: [`optim_core::rules::Lars`]. The twin: `shaders/rules/lars.wgsl`.
+
+use multiversion::multiversion;
+use optim_core::backend::{Shaping, Trust};
+
+use crate::reduce::{Columns, Sums};
+
+/// The squares that are summed, `g` unscaled.
+#[inline(always)]
+fn terms(p: f32, g: f32) -> Sums {
+    [p * p, g * g, 0.0]
+}
+
+/// Completes the shaping from the sums.
+pub(crate) fn finish(s: &Trust, shaping: &mut Shaping, sums: Sums) {
+    let p_norm = sums[0].sqrt();
+    let g_norm = sums[1].sqrt();
+    // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)
+    let mut r = s.coefficient * p_norm / (s.weight_decay * p_norm + g_norm + s.epsilon);
+    // (2) r ← min(max(r / γ, 0), 1)
+    if s.clip != 0.0 {
+        r = (r / s.clip).max(0.0).min(1.0);
+    }
+    // (3) g ← r (g + δ p)
+    shaping.factor = r * shaping.factor;
+    shaping.weight_decay = r * s.weight_decay;
+}
+
+/// Adds the terms of one row to the running sums.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn measure(p: &[f32], g: &[f32], sums: &mut Columns) {
+    let [first, second, _] = sums;
+    for (((p, g), first), second) in p.iter().zip(g).zip(first).zip(second) {
+        let terms = terms(*p, *g);
+        *first += terms[0];
+        *second += terms[1];
+    }
+}
