@@ -155,6 +155,11 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
     /// The names of the fields of the rule's `Step`, in memory order.
     fn scalar_names(&self) -> &'static [&'static str];
 
+    /// The name of the kernel's file: the rule's own, or that of the rule whose kernel it shares.
+    fn source(&self) -> &'static str {
+        self.name()
+    }
+
     /// The kernel's function: `update`, or a variant of it that needs fewer slots.
     fn entry(&self) -> &'static str {
         "update"

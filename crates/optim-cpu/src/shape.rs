@@ -45,7 +45,7 @@ pub(crate) fn summed(
     for (slice, sums) in sums.iter_mut().enumerate() {
         let end = p.len().min((slice + 1) * SLICE);
         let used = ROW.min(end - slice * SLICE);
-        columns.each_mut().map(|column| column[..used].fill(0.0));
+        columns.iter_mut().for_each(|column| column[..used].fill(0.0));
         for start in (slice * SLICE..end).step_by(ROW) {
             let range = start..end.min(start + ROW);
             let row = &mut row[..range.len()];

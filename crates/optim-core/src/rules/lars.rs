@@ -118,6 +118,10 @@ impl UpdateRule for Lars {
         self.inner.spec().scalar_names()
     }
 
+    fn source(&self) -> &'static str {
+        self.inner.spec().source()
+    }
+
     fn entry(&self) -> &'static str {
         self.inner.spec().entry()
     }

@@ -19,7 +19,7 @@ pub(crate) fn finish(s: &Trust, shaping: &mut Shaping, sums: Sums) {
     let mut r = s.coefficient * p_norm / (s.weight_decay * p_norm + g_norm + s.epsilon);
     // (2) r ← min(max(r / γ, 0), 1)
     if s.clip != 0.0 {
-        r = (r / s.clip).max(0.0).min(1.0);
+        r = (r / s.clip).clamp(0.0, 1.0);
     }
     // (3) g ← r (g + δ p)
     shaping.factor = r * shaping.factor;
