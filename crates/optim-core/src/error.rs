@@ -105,6 +105,16 @@ pub enum Error {
         /// The type handed over.
         got: DType,
     },
+    /// A row-sparse gradient lists a row that the parameter does not have.
+    #[error("gradient {name:?} lists row {index}, the parameter has {rows} rows")]
+    RowIndex {
+        /// The parameter's name.
+        name: String,
+        /// The index.
+        index: u32,
+        /// The number of rows: the first extent of the shape.
+        rows: usize,
+    },
     /// Memory of one backend was handed to another, or a buffer is not fit for use.
     #[error("{what} {name:?}: expected {expected}, got {got}")]
     Memory {

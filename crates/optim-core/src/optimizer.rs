@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, Shaping, Trust, Update};
+use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, RowList, Shaping, Trust, Update};
 use crate::error::check;
-use crate::rule::{At, Decay, Passes};
+use crate::rule::{At, Decay, Passes, Sparse};
 use crate::rules::single;
 use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
@@ -125,6 +125,7 @@ impl Builder {
         let engine = backend.engine(&Plan { rule: &self.rule, parameters: &parameters })?;
         Ok(Optimizer {
             record_of: vec![0; parameters.len()],
+            rows: vec![RowList::default(); parameters.len()],
             updated: vec![false; parameters.len()],
             records: Vec::with_capacity(2 * classes.len()),
             rates: vec![0.0; groups.len()].into(),
@@ -274,6 +275,7 @@ pub struct Optimizer {
     // Reused at every step.
     records: Vec<Record>,
     record_of: Vec<u32>,
+    rows: Vec<RowList>,
     rates: Arc<[f64]>,
 }
 
@@ -293,7 +295,13 @@ impl Optimizer {
         self.check_memory(params, grads)?;
         let rates = self.rates_at(self.step)?;
         self.fill_records(&rates);
-        let update = Update { records: &self.records, record_of: &self.record_of };
+        self.fill_rows(grads);
+        let update = Update {
+            records: &self.records,
+            record_of: &self.record_of,
+            rows: &self.rows,
+            sparse: self.rule.spec().sparse(),
+        };
         self.engine.update(&update, params, grads)?;
         self.step += 1;
         self.previous_rates.copy_from_slice(&rates);
@@ -350,7 +358,10 @@ impl Optimizer {
             let memory =
                 [("parameter", Some(param.len()), Some(param.dtype())), ("gradient", grad.len(), grad.dtype())];
             for (what, len, dtype) in memory {
-                let expected = parameter.len();
+                let expected = match grad {
+                    Grad::Rows(indices, _) if what == "gradient" => self.check_rows(parameter, indices)?,
+                    _ => parameter.len(),
+                };
                 if let Some(got) = len.filter(|&len| len != expected) {
                     return Err(Error::Length { what, name: name(), expected, got });
                 }
@@ -361,6 +372,34 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+
+    /// Checks the rows of a row-sparse gradient; how many values it should have.
+    fn check_rows(&self, parameter: &Parameter, indices: &[u32]) -> Result<usize> {
+        let name = parameter.name();
+        let rule = self.rule.spec();
+        let [rows, row @ ..] = parameter.shape() else {
+            let what = format!("a row-sparse gradient for the scalar {name:?}");
+            return Err(Error::Unsupported { what, backend: self.backend.name().into() });
+        };
+        if rule.sparse() == Sparse::Unsupported {
+            let what = format!("a row-sparse gradient ({name:?}) with the rule {:?}", rule.name());
+            return Err(Error::Unsupported { what, backend: self.backend.name().into() });
+        }
+        if let Some(&index) = indices.iter().find(|&&index| index as usize >= *rows) {
+            return Err(Error::RowIndex { name: name.into(), index, rows: *rows });
+        }
+        Ok(indices.len() * row.iter().product::<usize>())
+    }
+
+    /// The rows of the row-sparse gradients, in order.
+    fn fill_rows(&mut self, grads: &[Grad<'_>]) {
+        for (rows, grad) in self.rows.iter_mut().zip(grads) {
+            match grad {
+                Grad::Rows(indices, _) => rows.set(indices),
+                _ => rows.clear(),
+            }
+        }
     }
 
     /// The rates of all groups at the 0-based update. Allocates only while a caller still holds an earlier report.
