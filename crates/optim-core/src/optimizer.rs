@@ -125,6 +125,7 @@ impl Builder {
             records: Vec::with_capacity(2 * classes.len()),
             rates: vec![0.0; groups.len()].into(),
             step: 0,
+            beta_powers: [1.0; 2],
             rule: self.rule,
             loss_scale: self.loss_scale,
             parameters,
@@ -141,11 +142,10 @@ impl Builder {
         rule.validate()?;
         rule.lr().validate(&format!("{}.lr", rule.name()))?;
         let decay = self.weight_decay;
-        check(decay.is_finite() && decay >= 0.0, &format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay)?;
-        // The factor 1 / loss_scale must be a number as well, in f32.
-        let scale = self.loss_scale;
-        let usable = scale > 0.0 && single(scale).is_finite() && single(1.0 / scale).is_finite();
-        check(usable, "loss_scale", "finite and > 0", scale)?;
+        check(&format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
+        // The factor 1 / loss_scale must be a number as well.
+        let usable = |scale: f64| scale > 0.0 && scale.is_finite() && single(1.0 / scale).is_finite();
+        check("loss_scale", "finite and > 0", self.loss_scale, usable)?;
 
         if self.groups.is_empty() {
             return Err(Error::NoParameters { place: "the optimizer".into() });
@@ -160,7 +160,7 @@ impl Builder {
                 lr.validate(&format!("{place}: lr"))?;
             }
             if let Some(decay) = group.weight_decay {
-                check(decay.is_finite() && decay >= 0.0, &format!("{place}: weight_decay"), "finite and ≥ 0", decay)?;
+                check(&format!("{place}: weight_decay"), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
             }
             if group.grad_centralization == Some(true) {
                 let what = format!("gradient centralization ({place})");
@@ -258,6 +258,8 @@ pub struct Optimizer {
     loss_scale: f64,
     /// Updates done.
     step: u64,
+    /// The powers of the rule's betas after those updates.
+    beta_powers: [f32; 2],
     /// Whether a parameter was ever updated.
     updated: Vec<bool>,
     backend: Box<dyn Backend>,
@@ -283,10 +285,12 @@ impl Optimizer {
     pub fn step(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<StepReport> {
         self.check_memory(params, grads)?;
         let rates = self.rates_at(self.step)?;
-        self.fill_records(&rates);
+        let beta_powers = self.next_beta_powers();
+        self.fill_records(&rates, beta_powers);
         let update = Update { records: &self.records, record_of: &self.record_of };
         self.engine.update(&update, params, grads)?;
         self.step += 1;
+        self.beta_powers = beta_powers;
         for (updated, grad) in self.updated.iter_mut().zip(grads) {
             *updated |= !grad.is_none();
         }
@@ -365,8 +369,14 @@ impl Optimizer {
         Ok(Arc::clone(&self.rates))
     }
 
+    /// The powers of the rule's betas at the coming update: products in `f32`, as in MindSpore.
+    fn next_beta_powers(&self) -> [f32; 2] {
+        let [beta1, beta2] = self.rule.spec().betas().map(single);
+        [self.beta_powers[0] * beta1, self.beta_powers[1] * beta2]
+    }
+
     /// The records of the coming update: one for each class, and a second one where first updates differ.
-    fn fill_records(&mut self, rates: &[f64]) {
+    fn fill_records(&mut self, rates: &[f64], beta_powers: [f32; 2]) {
         let rule = self.rule.spec();
         let firsts: &[bool] = if rule.first_update_differs() { &[false, true] } else { &[false] };
         self.records.clear();
@@ -376,9 +386,10 @@ impl Optimizer {
                 Decay::L2 => (decay, 0.0),
                 Decay::Decoupled => (0.0, decay),
             };
+            let beta_powers = beta_powers.map(f64::from);
             let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2) };
             for &first in firsts {
-                let at = At { t: self.step + 1, lr: rates[class.group], weight_decay: decoupled, first };
+                let at = At { t: self.step + 1, lr: rates[class.group], weight_decay: decoupled, beta_powers, first };
                 self.records.push(Record { shaping, scalars: rule.scalars(&at) });
             }
         }

@@ -19,16 +19,3 @@ pub(crate) fn single(x: f64) -> f32 {
 pub(crate) fn rounded(x: f64) -> f64 {
     f64::from(single(x))
 }
-
-/// `base` to the power `n` by squaring: the same bits on every platform, unlike the library functions.
-pub(crate) fn power(base: f64, mut n: u64) -> f64 {
-    let (mut result, mut square) = (1.0, base);
-    while n > 0 {
-        if n & 1 == 1 {
-            result *= square;
-        }
-        square *= square;
-        n >>= 1;
-    }
-    result
-}
