@@ -62,7 +62,10 @@ impl Scalars {
         let scalars = Self::default();
         let mut optimizer = builder(&[1]).build(scalars.clone()).unwrap();
         for _ in 0..t {
-            assert!(optimizer.step(&mut [(&mut [0.0_f32]).into()], &[(&[0.0_f32]).into()]).unwrap().applied());
+            assert!(
+                optimizer.step(&mut [(&mut [0.0_f32]).into()], &[(&[0.0_f32]).into()]).unwrap().applied(),
+                "a step"
+            );
         }
         let words = scalars.0.lock().unwrap();
         words.clone()
