@@ -114,6 +114,9 @@ fn main(text: &mut String, entry: &str, slots: usize, width: Width) {
     let _ = write!(
         text,
         "
+// Elements of a lane.
+const LANE = {lane}u;
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {{
     let index = workgroup_index(id);
@@ -121,11 +124,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         return;
     }}
     let tile = tiles[index];
-    if (lane * {lane}u >= tile.count) {{
+    if (lane * LANE >= tile.count) {{
         return;
     }}
     let record = records[tile.record];
-    let at = tile.first / {lane}u + lane;
+    let at = tile.first / LANE + lane;
 
 "
     );
@@ -148,24 +151,24 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
         Width::Vec4 => {
             // A pointer to a component does not exist in WGSL: each is taken out, updated and put back.
-            line(text, "    let g4 = grads[at];");
+            line(text, "    let g_4 = grads[at];");
             for (name, array) in held() {
-                line(text, &format!("    var {name}4 = {array}[at];"));
+                line(text, &format!("    var {name}_4 = {array}[at];"));
             }
             for component in ["x", "y", "z", "w"] {
                 line(text, "    {");
                 for (name, _) in held() {
-                    line(text, &format!("        var {name} = {name}4.{component};"));
+                    line(text, &format!("        var {name} = {name}_4.{component};"));
                 }
-                line(text, &format!("        let g = shape(record.shaping, g4.{component}, p);"));
+                line(text, &format!("        let g = shape(record.shaping, g_4.{component}, p);"));
                 line(text, &format!("        {update}"));
                 for (name, _) in held() {
-                    line(text, &format!("        {name}4.{component} = {name};"));
+                    line(text, &format!("        {name}_4.{component} = {name};"));
                 }
                 line(text, "    }");
             }
             for (name, array) in held() {
-                line(text, &format!("    {array}[at] = {name}4;"));
+                line(text, &format!("    {array}[at] = {name}_4;"));
             }
         }
     }

@@ -1,4 +1,4 @@
-// Adam. The equations are explained in optim-core/src/rules/adam.rs; the twin is optim-cpu/src/rules/adam.rs.
+// Adam. The equations: optim-core/src/rules/adam.rs. The twin: optim-cpu/src/rules/adam.rs.
 
 struct Step {
     alpha: f32,
@@ -16,7 +16,7 @@ fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<
     *m = *m + s.one_minus_beta1 * (g - *m);
     // (2) v ← v + (1 − β₂) (g² − v)
     *v = *v + s.one_minus_beta2 * (g * g - *v);
-    // (3) d ← m    nesterov: d ← β₁ · m + (1 − β₁) · g
+    // (3) d ← m;  nesterov: d ← β₁ · m + (1 − β₁) · g
     var d = *m;
     if (s.nesterov != 0u) {
         d = s.beta1 * *m + s.one_minus_beta1 * g;

@@ -1,6 +1,7 @@
 //! The one error type.
 
 use crate::parameter::DType;
+use crate::rules::rounded;
 
 /// `Result` with this library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -199,7 +200,12 @@ pub enum Error {
     },
 }
 
-/// Checks one hyper-parameter: `Ok` if `valid`, else an [`Error::HyperParameter`] that names it.
-pub fn check(valid: bool, name: &str, expected: &'static str, got: f64) -> Result<()> {
-    if valid { Ok(()) } else { Err(Error::HyperParameter { name: name.to_owned(), expected, got: got.to_string() }) }
+/// Checks one hyper-parameter: `Ok` if it is valid as given and as the `f32` that kernels see, else an
+/// [`Error::HyperParameter`] that names it.
+pub fn check(name: &str, expected: &'static str, got: f64, valid: impl Fn(f64) -> bool) -> Result<()> {
+    if valid(got) && valid(rounded(got)) {
+        Ok(())
+    } else {
+        Err(Error::HyperParameter { name: name.to_owned(), expected, got: got.to_string() })
+    }
 }

@@ -131,6 +131,7 @@ impl Builder {
             rates: vec![0.0; groups.len()].into(),
             previous_rates: vec![0.0; groups.len()],
             step: 0,
+            beta_powers: [1.0; 2],
             rule: self.rule,
             loss_scale: self.loss_scale,
             parameters,
@@ -147,11 +148,10 @@ impl Builder {
         rule.validate()?;
         rule.lr().validate(&format!("{}.lr", rule.name()))?;
         let decay = self.weight_decay;
-        check(decay.is_finite() && decay >= 0.0, &format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay)?;
-        // The factor 1 / loss_scale must be a number as well, in f32.
-        let scale = self.loss_scale;
-        let usable = scale > 0.0 && single(scale).is_finite() && single(1.0 / scale).is_finite();
-        check(usable, "loss_scale", "finite and > 0", scale)?;
+        check(&format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
+        // The factor 1 / loss_scale must be a number as well.
+        let usable = |scale: f64| scale > 0.0 && scale.is_finite() && single(1.0 / scale).is_finite();
+        check("loss_scale", "finite and > 0", self.loss_scale, usable)?;
 
         if self.groups.is_empty() {
             return Err(Error::NoParameters { place: "the optimizer".into() });
@@ -166,7 +166,7 @@ impl Builder {
                 lr.validate(&format!("{place}: lr"))?;
             }
             if let Some(decay) = group.weight_decay {
-                check(decay.is_finite() && decay >= 0.0, &format!("{place}: weight_decay"), "finite and ≥ 0", decay)?;
+                check(&format!("{place}: weight_decay"), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
             }
             if group.grad_centralization == Some(true) {
                 let what = format!("gradient centralization ({place})");
@@ -268,6 +268,8 @@ pub struct Optimizer {
     step: u64,
     /// The rates of the last update.
     previous_rates: Vec<f64>,
+    /// The powers of the rule's betas after those updates.
+    beta_powers: [f32; 2],
     /// Whether a parameter was ever updated.
     updated: Vec<bool>,
     backend: Box<dyn Backend>,
@@ -294,7 +296,8 @@ impl Optimizer {
     pub fn step(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<StepReport> {
         self.check_memory(params, grads)?;
         let rates = self.rates_at(self.step)?;
-        self.fill_records(&rates);
+        let beta_powers = self.next_beta_powers();
+        self.fill_records(&rates, beta_powers);
         self.fill_rows(grads);
         let update = Update {
             records: &self.records,
@@ -305,6 +308,7 @@ impl Optimizer {
         self.engine.update(&update, params, grads)?;
         self.step += 1;
         self.previous_rates.copy_from_slice(&rates);
+        self.beta_powers = beta_powers;
         for (updated, grad) in self.updated.iter_mut().zip(grads) {
             *updated |= !grad.is_none();
         }
@@ -415,8 +419,14 @@ impl Optimizer {
         Ok(Arc::clone(&self.rates))
     }
 
+    /// The powers of the rule's betas at the coming update: products in `f32`, as in MindSpore.
+    fn next_beta_powers(&self) -> [f32; 2] {
+        let [beta1, beta2] = self.rule.spec().betas().map(single);
+        [self.beta_powers[0] * beta1, self.beta_powers[1] * beta2]
+    }
+
     /// The records of the coming update: one for each class, and a second one where first updates differ.
-    fn fill_records(&mut self, rates: &[f64]) {
+    fn fill_records(&mut self, rates: &[f64], beta_powers: [f32; 2]) {
         let rule = self.rule.spec();
         let firsts: &[bool] = if rule.first_update_differs() { &[false, true] } else { &[false] };
         self.records.clear();
@@ -427,11 +437,12 @@ impl Optimizer {
                 Decay::L2 => (decay, 0.0),
                 Decay::Decoupled => (0.0, decay),
             };
+            let beta_powers = beta_powers.map(f64::from);
             let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2) };
             let lr = rates[class.group];
             let previous_lr = if self.step == 0 { lr } else { self.previous_rates[class.group] };
             for &first in firsts {
-                let at = At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, first };
+                let at = At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, first };
                 let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
                 let trust = trust.unwrap_or(Trust::NONE);
                 self.records.push(Record { shaping, trust, scalars: rule.scalars(&at) });

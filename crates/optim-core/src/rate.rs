@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::check;
+use crate::rules::single;
 use crate::{Error, Result, Schedule};
 
 /// A learning rate. Everything that asks for one takes `impl Into<Rate>`.
@@ -38,13 +39,13 @@ impl Rate {
     /// Checks what can be checked before training. `name` is the argument as the user knows it.
     pub(crate) fn validate(&self, name: &str) -> Result<()> {
         match self {
-            Self::Fixed(lr) => check(lr.is_finite() && *lr >= 0.0, name, "finite and ≥ 0", *lr),
+            Self::Fixed(lr) => check(name, "finite and ≥ 0", *lr, |x| x.is_finite() && x >= 0.0),
             Self::List(list) => {
                 if list.is_empty() {
                     let expected = "a list of at least one rate";
                     return Err(Error::HyperParameter { name: name.to_owned(), expected, got: "an empty list".into() });
                 }
-                list.iter().try_for_each(|lr| check(lr.is_finite(), name, "a list of finite numbers", *lr))
+                list.iter().try_for_each(|lr| check(name, "a list of finite numbers", *lr, |x| x.is_finite()))
             }
             Self::Schedule(_) => Ok(()),
         }
@@ -60,7 +61,11 @@ impl Rate {
                 .ok_or_else(|| Error::RateExhausted { place: place(), update, len: list.len() }),
             Self::Schedule(schedule) => {
                 let lr = schedule.at(update);
-                if lr.is_finite() { Ok(lr) } else { Err(Error::RateNotFinite { place: place(), update, got: lr }) }
+                if single(lr).is_finite() {
+                    Ok(lr)
+                } else {
+                    Err(Error::RateNotFinite { place: place(), update, got: lr })
+                }
             }
         }
     }
