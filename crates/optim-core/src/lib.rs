@@ -40,5 +40,5 @@ pub use parameter::{DType, Parameter};
 pub use rate::Rate;
 pub use report::{Outcome, StepReport};
 pub use rule::Rule;
-pub use rules::{Adam, Lamb, Lars, Momentum, Sgd};
+pub use rules::{AdaFactor, Adam, Lamb, Lars, Momentum, Sgd};
 pub use schedule::Schedule;

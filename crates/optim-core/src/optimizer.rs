@@ -163,6 +163,14 @@ impl Builder {
                 return Err(Error::NoParameters { place });
             }
             if let Some(lr) = &group.lr {
+                if !rule.takes_lr() {
+                    let expected = "left out, since the rule makes its own rate";
+                    return Err(Error::HyperParameter {
+                        name: format!("{place}: lr"),
+                        expected,
+                        got: format!("{lr:?}"),
+                    });
+                }
                 lr.validate(&format!("{place}: lr"))?;
             }
             if let Some(decay) = group.weight_decay {
@@ -440,9 +448,11 @@ impl Optimizer {
             let beta_powers = beta_powers.map(f64::from);
             let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2) };
             let lr = rates[class.group];
+            let dynamic_lr = !matches!(self.groups[class.group].lr, Rate::Fixed(_));
             let previous_lr = if self.step == 0 { lr } else { self.previous_rates[class.group] };
             for &first in firsts {
-                let at = At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, first };
+                let at =
+                    At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, dynamic_lr, first };
                 let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
                 let trust = trust.unwrap_or(Trust::NONE);
                 self.records.push(Record { shaping, trust, scalars: rule.scalars(&at) });

@@ -6,16 +6,26 @@ use std::sync::Arc;
 use bytemuck::{NoUninit, Zeroable};
 
 use crate::backend::Trust;
-use crate::rules::{Adam, Lamb, Lars, Momentum, Sgd};
+use crate::rules::{AdaFactor, Adam, Lamb, Lars, Momentum, Sgd};
 use crate::{Parameter, Rate, Result};
 
-/// One state array of a rule, by its MindSpore name; shaped like the parameter.
+/// One state array of a rule, by its MindSpore name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Slot {
     /// The name: `moment1`, `accum`, ….
     pub name: &'static str,
     /// The value of every element before the first update.
     pub init: f32,
+    /// The shape.
+    pub shape: SlotShape,
+}
+
+impl Slot {
+    /// A slot shaped like the parameter.
+    #[must_use]
+    pub const fn new(name: &'static str, init: f32) -> Self {
+        Self { name, init, shape: SlotShape::Same }
+    }
 }
 
 /// What weight decay does.
@@ -37,6 +47,36 @@ pub enum Passes {
     /// function `terms`; its function `finish` completes the step scalars from the sums; the second walk updates. No backend
     /// code is needed for it.
     Norms,
+    /// Three walks, for second moments that are kept by row and by column of the last two axes (AdaFactor): sums over rows and
+    /// columns, sums over the parameter, the update.
+    Factored,
+}
+
+/// The shape of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotShape {
+    /// That of the parameter.
+    Same,
+    /// Without the last axis: a number for each row. No elements for a parameter of fewer than two axes.
+    Rows,
+    /// Without the second last axis: a number for each column. No elements for a parameter of fewer than two axes.
+    Columns,
+    /// That of a parameter of fewer than two axes; no elements for another.
+    SameIfVector,
+}
+
+impl SlotShape {
+    /// The number of elements for a parameter of this shape.
+    #[must_use]
+    pub fn len(self, shape: &[usize]) -> usize {
+        let len: usize = shape.iter().product();
+        match (self, shape) {
+            (Self::Same, _) | (Self::SameIfVector, [] | [_]) => len,
+            (Self::Rows | Self::Columns, [] | [_]) | (Self::SameIfVector, _) => 0,
+            (Self::Rows, [rest @ .., _]) => rest.iter().product(),
+            (Self::Columns, [rest @ .., _, columns]) => rest.iter().product::<usize>() * columns,
+        }
+    }
 }
 
 /// The most sums that a first walk makes for each parameter.
@@ -66,6 +106,8 @@ pub struct At {
     pub weight_decay: f64,
     /// The running products `βᵗ` of the rule's [`betas`](UpdateRule::betas), this update's included.
     pub beta_powers: [f64; 2],
+    /// Whether the rate is a list or a schedule.
+    pub dynamic_lr: bool,
     /// Whether the parameter has never been updated (it is the first update, or gradients were missing until now).
     pub first: bool,
 }
@@ -173,6 +215,11 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
         "update"
     }
 
+    /// Whether groups may set a rate; `false` if the rule makes its own.
+    fn takes_lr(&self) -> bool {
+        true
+    }
+
     /// What weight decay does.
     fn decay(&self) -> Decay {
         Decay::L2
@@ -229,6 +276,8 @@ pub enum Rule {
     Momentum(Momentum),
     /// [`Adam`].
     Adam(Adam),
+    /// [`AdaFactor`].
+    AdaFactor(AdaFactor),
     /// [`Lamb`].
     Lamb(Lamb),
     /// [`Lars`].
@@ -249,7 +298,9 @@ impl Rule {
     pub fn kernel(&self) -> &Self {
         match self {
             Self::Lars(lars) => lars.inner.kernel(),
-            Self::Sgd(_) | Self::Momentum(_) | Self::Adam(_) | Self::Lamb(_) | Self::Custom(_) => self,
+            Self::Sgd(_) | Self::Momentum(_) | Self::Adam(_) | Self::AdaFactor(_) | Self::Lamb(_) | Self::Custom(_) => {
+                self
+            }
         }
     }
 
@@ -260,6 +311,7 @@ impl Rule {
             Self::Sgd(rule) => rule,
             Self::Momentum(rule) => rule,
             Self::Adam(rule) => rule,
+            Self::AdaFactor(rule) => rule,
             Self::Lamb(rule) => rule,
             Self::Lars(rule) => rule,
             Self::Custom(rule) => &**rule,
@@ -277,6 +329,8 @@ impl Rule {
             Momentum { use_nesterov: true, ..Momentum::new(0.1, 0.9) }.into(),
             Adam::default().into(),
             Adam { use_nesterov: true, ..Adam::default() }.into(),
+            AdaFactor { weight_decay: 0.01, ..AdaFactor::default() }.into(),
+            AdaFactor { beta1: 0.0, ..AdaFactor::with_lr(0.01) }.into(),
             Lamb { weight_decay: 0.01, ..Lamb::new(0.01) }.into(),
             Lars::new(Momentum { weight_decay: 0.1, ..Momentum::new(0.5, 0.9) }).into(),
         ]

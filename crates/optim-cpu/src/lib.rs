@@ -14,10 +14,12 @@
 //! | `rows` | row-sparse gradients |
 //! | `drive` | the only rayon: the step's memory, cut into equal tasks |
 //! | `arena` | the slots |
+//! | `factored` | the engine of rules that keep second moments by row and column |
 #![forbid(unsafe_code)]
 
 mod arena;
 mod drive;
+mod factored;
 mod kernel;
 mod reduce;
 mod rows;
@@ -28,12 +30,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use optim_core::backend::{Plan, Record, Update, wrong_memory};
-use optim_core::rule::Sparse;
+use optim_core::rule::{Passes, Sparse};
 use optim_core::{Backend, Engine, Error, Grad, ParamMut, Result, Values};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::arena::Arena;
 use crate::drive::{Cut, Layout, Piece, Pieces};
+use crate::factored::FactoredEngine;
 use crate::kernel::{Kernels, Slots};
 use crate::reduce::{Columns, Sums};
 use crate::rows::Rows;
@@ -107,6 +110,9 @@ impl Backend for CpuBackend {
     }
 
     fn engine(&self, plan: &Plan<'_>) -> Result<Box<dyn Engine>> {
+        if plan.rule.spec().passes() == Passes::Factored {
+            return Ok(Box::new(FactoredEngine::new(plan, self.pool.clone())));
+        }
         let lens: Vec<usize> = plan.parameters.iter().map(|p| p.len()).collect();
         let layout = Layout::new(&lens);
         let spec = plan.rule.spec();
@@ -216,15 +222,7 @@ impl CpuEngine {
 
 impl Engine for CpuEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
-        for ((name, param), grad) in self.names.iter().zip(&*params).zip(grads) {
-            let on_device = [
-                ("parameter", matches!(param, ParamMut::Device(_))),
-                ("gradient", matches!(grad, Grad::Device(_) | Grad::Rows(_, Values::Device(_)))),
-            ];
-            if let Some((what, _)) = on_device.into_iter().find(|(_, on_device)| *on_device) {
-                return Err(wrong_memory(what, name, "memory on the host", "memory on a device"));
-            }
-        }
+        check_host(self.names.iter().map(String::as_str), params, grads)?;
         self.records.clear();
         self.records.extend_from_slice(update.records);
 
@@ -279,4 +277,18 @@ impl Engine for CpuEngine {
         self.arenas[slot].all_mut()[range].copy_from_slice(values);
         Ok(())
     }
+}
+
+/// An error that names the first memory which is not on the host.
+fn check_host<'a>(names: impl Iterator<Item = &'a str>, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
+    for ((name, param), grad) in names.zip(params).zip(grads) {
+        let on_device = [
+            ("parameter", matches!(param, ParamMut::Device(_))),
+            ("gradient", matches!(grad, Grad::Device(_) | Grad::Rows(_, Values::Device(_)))),
+        ];
+        if let Some((what, _)) = on_device.into_iter().find(|(_, on_device)| *on_device) {
+            return Err(wrong_memory(what, name, "memory on the host", "memory on a device"));
+        }
+    }
+    Ok(())
 }

@@ -19,7 +19,7 @@ pub(crate) const ROW: usize = 1024;
 pub(crate) const SLICE: usize = 16 * ROW;
 
 /// Lanes of a GPU workgroup that sums.
-const LANES: usize = 256;
+pub(crate) const LANES: usize = 256;
 
 /// The sums of one slice, or of a whole parameter.
 pub(crate) type Sums = [f32; MAX_TERMS];
@@ -57,8 +57,17 @@ pub(crate) fn total(slices: &[Sums]) -> Sums {
     })
 }
 
+/// The sum of numbers that are not negative: lane l adds the l-th, the l + 256-th, …; then the tree.
+pub(crate) fn strided(numbers: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for row in numbers.chunks(LANES) {
+        lanes.iter_mut().zip(row).for_each(|(lane, number)| *lane += number);
+    }
+    tree(&mut lanes, numbers.len().min(LANES))
+}
+
 /// Adds up the lanes, of which those from `used` on are 0.
-fn tree(lanes: &mut [f32; LANES], used: usize) -> f32 {
+pub(crate) fn tree(lanes: &mut [f32; LANES], used: usize) -> f32 {
     let mut stride = LANES / 2;
     while stride > 0 {
         let (left, right) = lanes.split_at_mut(stride);

@@ -108,7 +108,7 @@ impl UpdateRule for Adam {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot { name: "moment1", init: 0.0 }, Slot { name: "moment2", init: 0.0 }]
+        vec![Slot::new("moment1", 0.0), Slot::new("moment2", 0.0)]
     }
 
     fn betas(&self) -> [f64; 2] {

@@ -113,7 +113,7 @@ impl UpdateRule for Lamb {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot { name: "moment1", init: 0.0 }, Slot { name: "moment2", init: 0.0 }]
+        vec![Slot::new("moment1", 0.0), Slot::new("moment2", 0.0)]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

@@ -1,12 +1,14 @@
 //! The rules, one file each. The file's name is the rule's name in every layer: the config here, the CPU kernel, the WGSL
 //! kernel and the test's judge.
 
+pub mod ada_factor;
 pub mod adam;
 pub mod lamb;
 pub mod lars;
 pub mod momentum;
 pub mod sgd;
 
+pub use ada_factor::AdaFactor;
 pub use adam::Adam;
 pub use lamb::Lamb;
 pub use lars::Lars;

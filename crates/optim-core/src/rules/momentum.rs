@@ -84,7 +84,7 @@ impl UpdateRule for Momentum {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot { name: "moments", init: 0.0 }]
+        vec![Slot::new("moments", 0.0)]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

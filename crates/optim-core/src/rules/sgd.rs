@@ -102,7 +102,7 @@ impl UpdateRule for Sgd {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        if self.momentum == 0.0 { vec![] } else { vec![Slot { name: "accum", init: 0.0 }] }
+        if self.momentum == 0.0 { vec![] } else { vec![Slot::new("accum", 0.0)] }
     }
 
     fn entry(&self) -> &'static str {
