@@ -3,12 +3,15 @@
 use crate::error::check;
 use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{power, rounded, single};
-use crate::{Rate, Result};
+use crate::{Error, Rate, Result};
 
-/// Adam: steps of about the rate in every direction, whatever the size of the gradient (MindSpore `nn.Adam`).
+/// Adam: steps of about the rate in every direction, whatever the size of the gradient (MindSpore `nn.Adam`, and with
+/// [`Adam::torch`] PyTorch's `torch.optim.Adam`).
 ///
-/// With `p` the parameter, `g` the gradient (unscaled, with L2 decay), `γ` the rate, `t` = 1 at the first update, `m` the slot
-/// `moment1` (mean of gradients), `v` the slot `moment2` (mean of their squares):
+/// It differs from [`AdamW`](crate::AdamW) and [`AdamWeightDecay`](crate::AdamWeightDecay) in its L2 decay.
+///
+/// With `p` the parameter, `g` the gradient (unscaled, with L2 decay), `γ` the rate, `t` = 1 at the first update, `m`
+/// the slot `moment1` (mean of gradients), `v` the slot `moment2` (mean of their squares):
 ///
 /// ```text
 /// m ← m + (1 − β₁) (g − m)                       (1)
@@ -17,12 +20,31 @@ use crate::{Rate, Result};
 /// p ← p − α · d / (√v + ε),   α = γ · √(1 − β₂ᵗ) / (1 − β₁ᵗ)        (4)
 /// ```
 ///
+/// With `use_amsgrad`, the third slot `vhat` keeps the largest `v` so far, and the step never grows again:
+///
+/// ```text
+/// v̂ ← max(v̂, v)                                  (5)
+/// p ← p − α · m / (√v̂ + ε)                       (6)
+/// ```
+///
+/// With `corrected_eps`, (4) and (6) have `ε · √(1 − β₂ᵗ)` for `ε`.
+///
 /// # Differences
-/// - **PyTorch** `torch.optim.Adam` adds ε to the *corrected* root, `√(v / (1 − β₂ᵗ)) + ε`. Here the correction sits in the
-///   rate, as in section 2 of the paper, so ε weighs `√(1 − β₂ᵗ)` of what it does there: a 32nd at the first update.
+/// - **PyTorch** `torch.optim.Adam`, side by side:
+///
+/// | | MindSpore: `Adam::default()` | PyTorch: `Adam::torch()` |
+/// | --- | --- | --- |
+/// | `ε` is added to | `√v` | the corrected `√(v / (1 − β₂ᵗ))`: `corrected_eps` |
+/// | `β₁`, `β₂` | rounded to `f32` first, inside (0, 1) | as they are, in \[0, 1) |
+/// | rate, `β₁`, `β₂`, `ε`, decay | 1e-3, 0.9, 0.999, 1e-8, 0 | the same |
+/// | nesterov | `use_nesterov` | none: see [`NAdam`](crate::NAdam) |
+/// | AMSGrad | `use_amsgrad` (2.x; 1.5 has none) | `amsgrad`, also of the uncorrected `v` |
+///
+/// - The place of `ε` matters most at the beginning: MindSpore's, which is that of section 2 of the paper, weighs
+///   `√(1 − β₂ᵗ)` of PyTorch's; a 32nd at the first update.
 /// - `t` counts the optimizer's updates; PyTorch counts each parameter's.
 /// - **MindSpore** forms `β₂ᵗ` as a running `f32` product; here it is an `f64` power. The updates differ below 1e-5 of
-///   themselves.
+///   themselves. MindSpore 2.x ignores `use_nesterov` together with `use_amsgrad`; here that is an error.
 ///
 /// ```
 /// use optim_core::{Adam, Parameter};
@@ -34,7 +56,8 @@ use crate::{Rate, Result};
 /// ```
 ///
 /// Sources: Kingma & Ba 2014, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980; Dozat 2016 for nesterov;
-/// MindSpore `Adam`.
+/// Reddi, Kale & Kumar 2018, "On the Convergence of Adam and Beyond", arXiv 1904.09237, for AMSGrad; MindSpore and
+/// PyTorch `Adam`.
 #[derive(Debug, Clone)]
 pub struct Adam {
     /// `γ`, finite and ≥ 0. Default 1e-3.
@@ -47,14 +70,29 @@ pub struct Adam {
     pub eps: f64,
     /// Looks ahead along the mean. Default `false`.
     pub use_nesterov: bool,
-    /// L2 decay, finite and ≥ 0. Default 0. Trap: it passes through the division by `√v`, so strong gradients decay less;
-    /// a decoupled decay does not.
+    /// Divides by the largest `v` so far. Default `false`. Not with `use_nesterov`. Trap: one more slot, and a single
+    /// huge gradient makes every later step small.
+    pub use_amsgrad: bool,
+    /// PyTorch's numbers: `ε` beside the corrected root, and `β₁`, `β₂` not rounded to `f32` (0 is then allowed).
+    /// Default `false`; `true` in [`Adam::torch`].
+    pub corrected_eps: bool,
+    /// L2 decay, finite and ≥ 0. Default 0. Trap: it passes through the division by `√v`, so strong gradients decay
+    /// less; a decoupled decay does not.
     pub weight_decay: f64,
 }
 
 impl Default for Adam {
     fn default() -> Self {
-        Self { lr: Rate::Fixed(1e-3), beta1: 0.9, beta2: 0.999, eps: 1e-8, use_nesterov: false, weight_decay: 0.0 }
+        Self {
+            lr: Rate::Fixed(1e-3),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            use_nesterov: false,
+            use_amsgrad: false,
+            corrected_eps: false,
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -63,6 +101,12 @@ impl Adam {
     #[must_use]
     pub fn new(lr: impl Into<Rate>) -> Self {
         Self { lr: lr.into(), ..Self::default() }
+    }
+
+    /// PyTorch's Adam with PyTorch's defaults, which are MindSpore's but for the place of `ε`.
+    #[must_use]
+    pub fn torch() -> Self {
+        Self { corrected_eps: true, ..Self::default() }
     }
 }
 
@@ -77,7 +121,7 @@ step_scalars! {
     one_minus_beta1: f32,
     /// `1 − β₂`
     one_minus_beta2: f32,
-    /// `ε`
+    /// `ε`, as it is added to `√v`
     eps: f32,
     /// 1 with nesterov, else 0
     nesterov: u32,
@@ -85,6 +129,53 @@ step_scalars! {
     pad0: u32,
     /// fills 32 bytes
     pad1: u32,
+}
+
+/// MindSpore's range of the hyper-parameters, which must hold after rounding as well. For each rule with these three.
+pub(crate) fn validate(rule: &str, beta1: f64, beta2: f64, eps: f64) -> Result<()> {
+    for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
+        let inside = beta > 0.0 && rounded(beta) < 1.0;
+        check(inside, &format!("{rule}.{name}"), "inside (0, 1), rounded to f32 too", beta)?;
+    }
+    validate_eps(rule, eps)
+}
+
+/// PyTorch's range of the hyper-parameters. For each rule with these three.
+pub(crate) fn validate_torch(rule: &str, beta1: f64, beta2: f64, eps: f64) -> Result<()> {
+    for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
+        check((0.0..1.0).contains(&beta), &format!("{rule}.{name}"), "in [0, 1)", beta)?;
+    }
+    validate_eps(rule, eps)
+}
+
+/// `ε` must be a positive number for the kernels too: with 0 an element that never had a gradient is 0/0.
+pub(crate) fn validate_eps(rule: &str, eps: f64) -> Result<()> {
+    let usable = rounded(eps).is_finite() && rounded(eps) > 0.0;
+    check(usable, &format!("{rule}.eps"), "finite and > 0, rounded to f32 too", eps)
+}
+
+/// MindSpore's slots, of each rule with this kernel.
+pub(crate) fn slots() -> Vec<Slot> {
+    vec![Slot { name: "moment1", init: 0.0 }, Slot { name: "moment2", init: 0.0 }]
+}
+
+/// MindSpore's step scalars, of each rule with this kernel.
+pub(crate) fn scalars(at: &At, beta1: f64, beta2: f64, eps: f64, nesterov: bool) -> StepScalars {
+    step(at, rounded(beta1), rounded(beta2), eps, nesterov)
+}
+
+fn step(at: &At, beta1: f64, beta2: f64, eps: f64, nesterov: bool) -> StepScalars {
+    let alpha = at.lr * (1.0 - power(beta2, at.t)).sqrt() / (1.0 - power(beta1, at.t));
+    StepScalars::new(&Step {
+        alpha: single(alpha),
+        beta1: single(beta1),
+        one_minus_beta1: single(1.0 - beta1),
+        one_minus_beta2: single(1.0 - beta2),
+        eps: single(eps),
+        nesterov: u32::from(nesterov),
+        pad0: 0,
+        pad1: 0,
+    })
 }
 
 impl UpdateRule for Adam {
@@ -102,28 +193,34 @@ impl UpdateRule for Adam {
 
     fn validate(&self) -> Result<()> {
         let Self { beta1, beta2, eps, .. } = *self;
-        check(beta1 > 0.0 && beta1 < 1.0, "adam.beta1", "inside (0, 1)", beta1)?;
-        check(beta2 > 0.0 && beta2 < 1.0, "adam.beta2", "inside (0, 1)", beta2)?;
-        check(eps.is_finite() && eps > 0.0, "adam.eps", "finite and > 0", eps)
+        if self.use_amsgrad && self.use_nesterov {
+            let (name, expected) = ("adam.use_amsgrad".into(), "false with use_nesterov");
+            return Err(Error::HyperParameter { name, expected, got: "true".into() });
+        }
+        if self.corrected_eps {
+            return validate_torch("adam", beta1, beta2, eps);
+        }
+        validate("adam", beta1, beta2, eps)
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot { name: "moment1", init: 0.0 }, Slot { name: "moment2", init: 0.0 }]
+        let mut slots = slots();
+        if self.use_amsgrad {
+            slots.push(Slot { name: "vhat", init: 0.0 });
+        }
+        slots
+    }
+
+    fn entry(&self) -> &'static str {
+        if self.use_amsgrad { "update_amsgrad" } else { "update" }
     }
 
     fn scalars(&self, at: &At) -> StepScalars {
-        let (beta1, beta2) = (rounded(self.beta1), rounded(self.beta2));
-        let alpha = at.lr * (1.0 - power(beta2, at.t)).sqrt() / (1.0 - power(beta1, at.t));
-        StepScalars::new(&Step {
-            alpha: single(alpha),
-            beta1: single(beta1),
-            one_minus_beta1: single(1.0 - beta1),
-            one_minus_beta2: single(1.0 - beta2),
-            eps: single(self.eps),
-            nesterov: u32::from(self.use_nesterov),
-            pad0: 0,
-            pad1: 0,
-        })
+        let Self { beta1, beta2, eps, use_nesterov, .. } = *self;
+        if self.corrected_eps {
+            return step(at, beta1, beta2, eps * (1.0 - power(beta2, at.t)).sqrt(), use_nesterov);
+        }
+        scalars(at, beta1, beta2, eps, use_nesterov)
     }
 
     fn scalar_names(&self) -> &'static [&'static str] {
