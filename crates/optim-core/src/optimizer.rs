@@ -148,11 +148,11 @@ impl Builder {
         rule.validate()?;
         rule.lr().validate(&format!("{}.lr", rule.name()))?;
         let decay = self.weight_decay;
-        check(decay.is_finite() && decay >= 0.0, &format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay)?;
+        check(&format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
         // The factor 1 / loss_scale must be a number as well, in f32.
         let scale = self.loss_scale;
         let usable = scale > 0.0 && single(scale).is_finite() && single(1.0 / scale).is_finite();
-        check(usable, "loss_scale", "finite and > 0", scale)?;
+        check("loss_scale", "finite and > 0", scale, |x| usable)?;
 
         if self.groups.is_empty() {
             return Err(Error::NoParameters { place: "the optimizer".into() });
@@ -167,7 +167,7 @@ impl Builder {
                 lr.validate(&format!("{place}: lr"))?;
             }
             if let Some(decay) = group.weight_decay {
-                check(decay.is_finite() && decay >= 0.0, &format!("{place}: weight_decay"), "finite and ≥ 0", decay)?;
+                check(&format!("{place}: weight_decay"), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
             }
             if group.grad_centralization == Some(true) {
                 let what = format!("gradient centralization ({place})");

@@ -38,13 +38,13 @@ impl Rate {
     /// Checks what can be checked before training. `name` is the argument as the user knows it.
     pub(crate) fn validate(&self, name: &str) -> Result<()> {
         match self {
-            Self::Fixed(lr) => check(lr.is_finite() && *lr >= 0.0, name, "finite and ≥ 0", *lr),
+            Self::Fixed(lr) => check(name, "finite and ≥ 0", *lr, |x| x.is_finite() && x >= 0.0),
             Self::List(list) => {
                 if list.is_empty() {
                     let expected = "a list of at least one rate";
                     return Err(Error::HyperParameter { name: name.to_owned(), expected, got: "an empty list".into() });
                 }
-                list.iter().try_for_each(|lr| check(lr.is_finite(), name, "a list of finite numbers", *lr))
+                list.iter().try_for_each(|lr| check(name, "a list of finite numbers", *lr, |x| x.is_finite()))
             }
             Self::Schedule(_) => Ok(()),
         }

@@ -71,7 +71,7 @@ pub struct WarmUp {
 impl WarmUp {
     /// `lr` finite and ≥ 0; `warmup_steps` ≥ 1.
     pub fn new(lr: f64, warmup_steps: u64) -> Result<Self> {
-        check(lr.is_finite() && lr >= 0.0, "WarmUp: lr", "finite and ≥ 0", lr)?;
+        check("WarmUp: lr", "finite and ≥ 0", lr, |x| x.is_finite() && x >= 0.0)?;
         at_least_one(warmup_steps, "WarmUp: warmup_steps")?;
         Ok(Self { lr, warmup_steps })
     }
@@ -95,8 +95,8 @@ pub struct CosineDecay {
 impl CosineDecay {
     /// `0 ≤ min_lr < max_lr`, both finite; `decay_steps` ≥ 1.
     pub fn new(min_lr: f64, max_lr: f64, decay_steps: u64) -> Result<Self> {
-        check(min_lr.is_finite() && min_lr >= 0.0, "CosineDecay: min_lr", "finite and ≥ 0", min_lr)?;
-        check(max_lr.is_finite() && max_lr > min_lr, "CosineDecay: max_lr", "finite and > min_lr", max_lr)?;
+        check("CosineDecay: min_lr", "finite and ≥ 0", min_lr, |x| x.is_finite() && x >= 0.0)?;
+        check("CosineDecay: max_lr", "finite and > min_lr", max_lr, |x| x.is_finite() && x > min_lr)?;
         at_least_one(decay_steps, "CosineDecay: decay_steps")?;
         Ok(Self { min_lr, max_lr, decay_steps })
     }
@@ -135,9 +135,9 @@ pub struct PolynomialDecay {
 impl PolynomialDecay {
     /// `lr` > 0, `end_lr` ≥ 0 (it may exceed `lr`), `power` > 0, all finite; `decay_steps` ≥ 1.
     pub fn new(lr: f64, end_lr: f64, decay_steps: u64, power: f64) -> Result<Self> {
-        check(lr.is_finite() && lr > 0.0, "PolynomialDecay: lr", "finite and > 0", lr)?;
-        check(end_lr.is_finite() && end_lr >= 0.0, "PolynomialDecay: end_lr", "finite and ≥ 0", end_lr)?;
-        check(power.is_finite() && power > 0.0, "PolynomialDecay: power", "finite and > 0", power)?;
+        check("PolynomialDecay: lr", "finite and > 0", lr, |x| x.is_finite() && x > 0.0)?;
+        check("PolynomialDecay: end_lr", "finite and ≥ 0", end_lr, |x| x.is_finite() && x >= 0.0)?;
+        check("PolynomialDecay: power", "finite and > 0", power, |x| x.is_finite() && x > 0.0)?;
         at_least_one(decay_steps, "PolynomialDecay: decay_steps")?;
         Ok(Self { lr, end_lr, decay_steps, power, update_decay_steps: false })
     }

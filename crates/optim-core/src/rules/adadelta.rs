@@ -90,8 +90,8 @@ impl UpdateRule for Adadelta {
 
     fn validate(&self) -> Result<()> {
         let Self { rho, epsilon, .. } = *self;
-        check((0.0..=1.0).contains(&rho), "adadelta.rho", "inside [0, 1]", rho)?;
-        check(epsilon.is_finite() && epsilon >= 0.0, "adadelta.epsilon", "finite and ≥ 0", epsilon)
+        check("adadelta.rho", "inside [0, 1]", rho, |x| (0.0..=1.0).contains(&x))?;
+        check("adadelta.epsilon", "finite and ≥ 0", epsilon, |x| x.is_finite() && x >= 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

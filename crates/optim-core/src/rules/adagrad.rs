@@ -104,9 +104,9 @@ impl UpdateRule for Adagrad {
 
     fn validate(&self) -> Result<()> {
         let Self { accum, epsilon, lr_decay, .. } = *self;
-        check(accum.is_finite() && accum >= 0.0, "adagrad.accum", "finite and ≥ 0", accum)?;
-        check(epsilon.is_finite() && epsilon >= 0.0, "adagrad.epsilon", "finite and ≥ 0", epsilon)?;
-        check(lr_decay.is_finite() && lr_decay >= 0.0, "adagrad.lr_decay", "finite and ≥ 0", lr_decay)
+        check("adagrad.accum", "finite and ≥ 0", accum, |x| x.is_finite() && x >= 0.0)?;
+        check("adagrad.epsilon", "finite and ≥ 0", epsilon, |x| x.is_finite() && x >= 0.0)?;
+        check("adagrad.lr_decay", "finite and ≥ 0", lr_decay, |x| x.is_finite() && x >= 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

@@ -135,7 +135,7 @@ step_scalars! {
 pub(crate) fn validate(rule: &str, beta1: f64, beta2: f64, eps: f64) -> Result<()> {
     for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
         let inside = beta > 0.0 && rounded(beta) < 1.0;
-        check(inside, &format!("{rule}.{name}"), "inside (0, 1), rounded to f32 too", beta)?;
+        check(&format!("{rule}.{name}"), "inside (0, 1), rounded to f32 too", beta, |x| inside)?;
     }
     validate_eps(rule, eps)
 }
@@ -143,7 +143,7 @@ pub(crate) fn validate(rule: &str, beta1: f64, beta2: f64, eps: f64) -> Result<(
 /// PyTorch's range of the hyper-parameters. For each rule with these three.
 pub(crate) fn validate_torch(rule: &str, beta1: f64, beta2: f64, eps: f64) -> Result<()> {
     for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
-        check((0.0..1.0).contains(&beta), &format!("{rule}.{name}"), "in [0, 1)", beta)?;
+        check(&format!("{rule}.{name}"), "in [0, 1)", beta, |x| (0.0..1.0).contains(&x))?;
     }
     validate_eps(rule, eps)
 }
@@ -151,7 +151,7 @@ pub(crate) fn validate_torch(rule: &str, beta1: f64, beta2: f64, eps: f64) -> Re
 /// `ε` must be a positive number for the kernels too: with 0 an element that never had a gradient is 0/0.
 pub(crate) fn validate_eps(rule: &str, eps: f64) -> Result<()> {
     let usable = rounded(eps).is_finite() && rounded(eps) > 0.0;
-    check(usable, &format!("{rule}.eps"), "finite and > 0, rounded to f32 too", eps)
+    check(&format!("{rule}.eps"), "finite and > 0, rounded to f32 too", eps, |x| usable)
 }
 
 /// MindSpore's slots, of each rule with this kernel.

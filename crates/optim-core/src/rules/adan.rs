@@ -132,7 +132,7 @@ impl UpdateRule for Adan {
     fn validate(&self) -> Result<()> {
         let Self { beta1, beta2, beta3, eps, .. } = *self;
         adam::validate_torch("adan", beta1, beta2, eps)?;
-        check((0.0..1.0).contains(&beta3), "adan.beta3", "in [0, 1)", beta3)
+        check("adan.beta3", "in [0, 1)", beta3, |x| (0.0..1.0).contains(&x))
     }
 
     fn slots(&self) -> Vec<Slot> {

@@ -98,9 +98,9 @@ impl UpdateRule for Asgd {
 
     fn validate(&self) -> Result<()> {
         let Self { lambd, alpha, t0, .. } = *self;
-        check(lambd.is_finite() && lambd >= 0.0, "asgd.lambd", "finite and ≥ 0", lambd)?;
-        check(alpha.is_finite(), "asgd.alpha", "finite", alpha)?;
-        check(t0.is_finite(), "asgd.t0", "finite", t0)
+        check("asgd.lambd", "finite and ≥ 0", lambd, |x| x.is_finite() && x >= 0.0)?;
+        check("asgd.alpha", "finite", alpha, |x| x.is_finite())?;
+        check("asgd.t0", "finite", t0, |x| x.is_finite())
     }
 
     fn slots(&self) -> Vec<Slot> {

@@ -123,13 +123,13 @@ impl UpdateRule for Ftrl {
     fn validate(&self) -> Result<()> {
         let Self { initial_accum, lr_power, l1, l2, .. } = *self;
         if let Rate::Fixed(lr) = self.lr {
-            check(lr.is_finite() && single(lr) > 0.0, "ftrl.lr", "finite and > 0", lr)?;
+            check("ftrl.lr", "finite and > 0", lr, |x| x.is_finite() && single(x) > 0.0)?;
         }
         let accum = initial_accum;
-        check(accum.is_finite() && accum >= 0.0, "ftrl.initial_accum", "finite and ≥ 0", accum)?;
-        check(single(lr_power).is_finite() && lr_power <= 0.0, "ftrl.lr_power", "finite and ≤ 0", lr_power)?;
-        check(l1.is_finite() && l1 >= 0.0, "ftrl.l1", "finite and ≥ 0", l1)?;
-        check(l2.is_finite() && l2 >= 0.0, "ftrl.l2", "finite and ≥ 0", l2)
+        check("ftrl.initial_accum", "finite and ≥ 0", accum, |x| x.is_finite() && x >= 0.0)?;
+        check("ftrl.lr_power", "finite and ≤ 0", lr_power, |x| single(x).is_finite() && x <= 0.0)?;
+        check("ftrl.l1", "finite and ≥ 0", l1, |x| x.is_finite() && x >= 0.0)?;
+        check("ftrl.l2", "finite and ≥ 0", l2, |x| x.is_finite() && x >= 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

@@ -107,9 +107,9 @@ impl UpdateRule for Lamb {
 
     fn validate(&self) -> Result<()> {
         let Self { beta1, beta2, eps, .. } = *self;
-        check(beta1 > 0.0 && beta1 < 1.0, "lamb.beta1", "inside (0, 1)", beta1)?;
-        check(beta2 > 0.0 && beta2 < 1.0, "lamb.beta2", "inside (0, 1)", beta2)?;
-        check(eps.is_finite() && eps > 0.0, "lamb.eps", "finite and > 0", eps)
+        check("lamb.beta1", "inside (0, 1)", beta1, |x| x > 0.0 && x < 1.0)?;
+        check("lamb.beta2", "inside (0, 1)", beta2, |x| x > 0.0 && x < 1.0)?;
+        check("lamb.eps", "finite and > 0", eps, |x| x.is_finite() && x > 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

@@ -96,8 +96,8 @@ impl UpdateRule for Lars {
 
     fn validate(&self) -> Result<()> {
         let Self { epsilon, coefficient, .. } = *self;
-        check(epsilon.is_finite() && epsilon >= 0.0, "lars.epsilon", "finite and ≥ 0", epsilon)?;
-        check(coefficient.is_finite() && coefficient >= 0.0, "lars.coefficient", "finite and ≥ 0", coefficient)?;
+        check("lars.epsilon", "finite and ≥ 0", epsilon, |x| x.is_finite() && x >= 0.0)?;
+        check("lars.coefficient", "finite and ≥ 0", coefficient, |x| x.is_finite() && x >= 0.0)?;
         let inner = self.inner.spec();
         if inner.has_trust() || inner.passes() != Passes::Elementwise {
             let expected = "a rule without norms of its own";

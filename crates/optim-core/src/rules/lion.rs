@@ -98,8 +98,8 @@ impl UpdateRule for Lion {
 
     fn validate(&self) -> Result<()> {
         let Self { beta1, beta2, .. } = *self;
-        check((0.0..1.0).contains(&beta1), "lion.beta1", "in [0, 1)", beta1)?;
-        check((0.0..1.0).contains(&beta2), "lion.beta2", "in [0, 1)", beta2)
+        check("lion.beta1", "in [0, 1)", beta1, |x| (0.0..1.0).contains(&x))?;
+        check("lion.beta2", "in [0, 1)", beta2, |x| (0.0..1.0).contains(&x))
     }
 
     fn slots(&self) -> Vec<Slot> {

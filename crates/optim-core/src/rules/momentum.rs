@@ -80,7 +80,7 @@ impl UpdateRule for Momentum {
 
     fn validate(&self) -> Result<()> {
         let momentum = self.momentum;
-        check(momentum.is_finite() && momentum >= 0.0, "momentum.momentum", "finite and ≥ 0", momentum)
+        check("momentum.momentum", "finite and ≥ 0", momentum, |x| x.is_finite() && x >= 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

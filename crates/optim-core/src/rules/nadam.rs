@@ -138,7 +138,7 @@ impl UpdateRule for NAdam {
         adam::validate_torch("nadam", self.beta1, self.beta2, self.eps)?;
         let momentum_decay = self.momentum_decay;
         let usable = momentum_decay.is_finite() && momentum_decay >= 0.0;
-        check(usable, "nadam.momentum_decay", "finite and ≥ 0", momentum_decay)
+        check("nadam.momentum_decay", "finite and ≥ 0", momentum_decay, |x| usable)
     }
 
     fn slots(&self) -> Vec<Slot> {

@@ -96,9 +96,9 @@ impl UpdateRule for ProximalAdagrad {
 
     fn validate(&self) -> Result<()> {
         let Self { accum, l1, l2, .. } = *self;
-        check(accum.is_finite() && accum >= 0.0, "proximal_adagrad.accum", "finite and ≥ 0", accum)?;
-        check(l1.is_finite() && l1 >= 0.0, "proximal_adagrad.l1", "finite and ≥ 0", l1)?;
-        check(l2.is_finite() && l2 >= 0.0, "proximal_adagrad.l2", "finite and ≥ 0", l2)
+        check("proximal_adagrad.accum", "finite and ≥ 0", accum, |x| x.is_finite() && x >= 0.0)?;
+        check("proximal_adagrad.l1", "finite and ≥ 0", l1, |x| x.is_finite() && x >= 0.0)?;
+        check("proximal_adagrad.l2", "finite and ≥ 0", l2, |x| x.is_finite() && x >= 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

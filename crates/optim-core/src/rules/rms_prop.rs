@@ -137,10 +137,10 @@ impl UpdateRule for RmsProp {
 
     fn validate(&self) -> Result<()> {
         let Self { decay, momentum, epsilon, initial_ms, .. } = *self;
-        check(decay.is_finite() && decay >= 0.0, "rms_prop.decay", "finite and ≥ 0", decay)?;
-        check(momentum.is_finite() && momentum >= 0.0, "rms_prop.momentum", "finite and ≥ 0", momentum)?;
-        check(epsilon.is_finite() && single(epsilon) > 0.0, "rms_prop.epsilon", "finite and > 0", epsilon)?;
-        check(initial_ms.is_finite() && initial_ms >= 0.0, "rms_prop.initial_ms", "finite and ≥ 0", initial_ms)
+        check("rms_prop.decay", "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
+        check("rms_prop.momentum", "finite and ≥ 0", momentum, |x| x.is_finite() && x >= 0.0)?;
+        check("rms_prop.epsilon", "finite and > 0", epsilon, |x| x.is_finite() && single(x) > 0.0)?;
+        check("rms_prop.initial_ms", "finite and ≥ 0", initial_ms, |x| x.is_finite() && x >= 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

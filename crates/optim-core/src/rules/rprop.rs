@@ -110,11 +110,11 @@ impl UpdateRule for Rprop {
 
     fn validate(&self) -> Result<()> {
         let (minus, plus) = self.etas;
-        check(minus > 0.0 && minus < 1.0, "rprop.etas.0", "inside (0, 1)", minus)?;
-        check(plus.is_finite() && plus > 1.0, "rprop.etas.1", "finite and > 1", plus)?;
+        check("rprop.etas.0", "inside (0, 1)", minus, |x| x > 0.0 && x < 1.0)?;
+        check("rprop.etas.1", "finite and > 1", plus, |x| x.is_finite() && x > 1.0)?;
         let (min, max) = self.step_sizes;
-        check(min.is_finite() && min >= 0.0, "rprop.step_sizes.0", "finite and ≥ 0", min)?;
-        check(max.is_finite() && max >= 0.0, "rprop.step_sizes.1", "finite and ≥ 0", max)?;
+        check("rprop.step_sizes.0", "finite and ≥ 0", min, |x| x.is_finite() && x >= 0.0)?;
+        check("rprop.step_sizes.1", "finite and ≥ 0", max, |x| x.is_finite() && x >= 0.0)?;
         if min > max {
             let (expected, got) = ("a pair (min, max) with min ≤ max", format!("({min}, {max})"));
             return Err(Error::HyperParameter { name: "rprop.step_sizes".into(), expected, got });

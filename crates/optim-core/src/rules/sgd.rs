@@ -97,8 +97,8 @@ impl UpdateRule for Sgd {
 
     fn validate(&self) -> Result<()> {
         let Self { momentum, dampening, .. } = *self;
-        check(momentum.is_finite() && momentum >= 0.0, "sgd.momentum", "finite and ≥ 0", momentum)?;
-        check(dampening.is_finite() && dampening >= 0.0, "sgd.dampening", "finite and ≥ 0", dampening)?;
+        check("sgd.momentum", "finite and ≥ 0", momentum, |x| x.is_finite() && x >= 0.0)?;
+        check("sgd.dampening", "finite and ≥ 0", dampening, |x| x.is_finite() && x >= 0.0)?;
         if self.nesterov && (momentum == 0.0 || dampening != 0.0) {
             let got = format!("true with momentum {momentum} and dampening {dampening}");
             let expected = "false unless momentum > 0 and dampening = 0";
