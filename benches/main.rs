@@ -43,7 +43,8 @@ fn main() {
 
 /// The elements of a shape written as `64x3x7x7` or as numbers apart.
 fn elements(shape: &str) -> usize {
-    shape.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty()).map(|n| n.parse::<usize>().expect("a shape")).product()
+    let extents = shape.split(|c: char| !c.is_ascii_digit()).filter(|extent| !extent.is_empty());
+    extents.map(|extent| extent.parse::<usize>().expect("a shape")).product()
 }
 
 fn measure(case: &str, lens: &[usize], rule: &Rule, threads: usize) {
@@ -56,19 +57,20 @@ fn measure(case: &str, lens: &[usize], rule: &Rule, threads: usize) {
     let mut params: Vec<Vec<f32>> = lens.iter().map(|&len| vec![1.0; len]).collect();
     let grads: Vec<Vec<f32>> = lens.iter().map(|&len| vec![0.01; len]).collect();
     let slots = rule.spec().slots().len();
-    let mut state: Vec<Vec<Vec<f32>>> = (0..slots).map(|_| lens.iter().map(|&len| vec![0.0; len]).collect()).collect();
 
     let total: usize = lens.iter().sum();
+    let mut written = vec![vec![1.0; total]; 1 + slots];
+    let read = vec![0.01; total];
     let bytes = total * (12 + 8 * slots);
     let (before, time, after) = pool.install(|| {
         check(&mut optimizer, &mut params, &grads);
-        let before = median(|| limit(&mut params, &grads, &mut state));
+        let before = median(|| limit(&mut written, &read));
         let grads_now: Vec<Grad<'_>> = grads.iter().map(Into::into).collect();
         let time = {
             let mut params: Vec<ParamMut<'_>> = params.iter_mut().map(Into::into).collect();
             median(|| assert!(optimizer.step(&mut params, &grads_now).expect("a step").applied(), "applied"))
         };
-        (before, time, median(|| limit(&mut params, &grads, &mut state)))
+        (before, time, median(|| limit(&mut written, &read)))
     });
     let limit = (before + after) / 2.0;
     println!(
@@ -92,63 +94,26 @@ fn check(optimizer: &mut Optimizer, params: &mut [Vec<f32>], grads: &[Vec<f32>])
     assert!(params.iter().flatten().all(|&p| p < 1.0 && p > 0.9), "every element moved against its gradient");
 }
 
-/// The same reads and writes as a step, and nothing else: the time that no step can beat.
-fn limit(params: &mut [Vec<f32>], grads: &[Vec<f32>], state: &mut [Vec<Vec<f32>>]) {
-    const CHUNK: usize = 1 << 16;
-    fn add(x: &mut [f32], g: &[f32]) {
-        x.iter_mut().zip(g).for_each(|(x, g)| *x += g);
-    }
-    let total: usize = grads.iter().map(Vec::len).sum();
-    let parallel = rayon::current_num_threads() > 1 && total > 30_000;
-    match state {
-        [] => tensors(parallel, params, grads, |p, g| {
-            if parallel { p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).for_each(|(p, g)| add(p, g)) } else { add(p, g) }
+/// The same reads and writes as a step, and an addition: the time that no step can beat. `written` holds an array for the
+/// parameters and one for each slot.
+fn limit(written: &mut [Vec<f32>], g: &[f32]) {
+    let chunk =
+        if g.len() < 30_000 { g.len() } else { g.len().div_ceil(rayon::current_num_threads() * 16).max(1 << 14) };
+    let g = g.par_chunks(chunk);
+    match written {
+        [p] => p.par_chunks_mut(chunk).zip(g).for_each(|(p, g)| {
+            p.iter_mut().zip(g).for_each(|(p, g)| *p += g);
         }),
-        [m] => {
-            let both: Vec<_> = params.iter_mut().zip(m).collect();
-            let work = |((p, m), g): ((&mut Vec<f32>, &mut Vec<f32>), &Vec<f32>)| {
-                let one = |((p, m), g): ((&mut [f32], &mut [f32]), &[f32])| {
-                    p.iter_mut().zip(m).zip(g).for_each(|((p, m), g)| (*p, *m) = (*p + g, *m + g));
-                };
-                if parallel {
-                    p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(one);
-                } else {
-                    one(((p, m), g));
-                }
-            };
-            if parallel {
-                both.into_par_iter().zip(grads).with_min_len(64.min(grads.len())).for_each(work);
-            } else {
-                both.into_iter().zip(grads).for_each(work);
-            }
+        [p, m] => p.par_chunks_mut(chunk).zip(m.par_chunks_mut(chunk)).zip(g).for_each(|((p, m), g)| {
+            p.iter_mut().zip(m).zip(g).for_each(|((p, m), g)| (*p, *m) = (*p + g, *m + g));
+        }),
+        [p, m, v] => {
+            let arrays = p.par_chunks_mut(chunk).zip(m.par_chunks_mut(chunk)).zip(v.par_chunks_mut(chunk)).zip(g);
+            arrays.for_each(|(((p, m), v), g)| {
+                p.iter_mut().zip(m).zip(v).zip(g).for_each(|(((p, m), v), g)| (*p, *m, *v) = (*p + g, *m + g, *v + g));
+            });
         }
-        [m, v, ..] => {
-            let all: Vec<_> = params.iter_mut().zip(m).zip(v).collect();
-            let work = |(((p, m), v), g): (((&mut Vec<f32>, &mut Vec<f32>), &mut Vec<f32>), &Vec<f32>)| {
-                let one = |(((p, m), v), g): (((&mut [f32], &mut [f32]), &mut [f32]), &[f32])| {
-                    p.iter_mut().zip(m).zip(v).zip(g).for_each(|(((p, m), v), g)| (*p, *m, *v) = (*p + g, *m + g, *v + g));
-                };
-                if parallel {
-                    let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-                    chunks.zip(g.par_chunks(CHUNK)).for_each(one);
-                } else {
-                    one((((p, m), v), g));
-                }
-            };
-            if parallel {
-                all.into_par_iter().zip(grads).for_each(work);
-            } else {
-                all.into_iter().zip(grads).for_each(work);
-            }
-        }
-    }
-}
-
-fn tensors(parallel: bool, params: &mut [Vec<f32>], grads: &[Vec<f32>], work: impl Fn(&mut [f32], &[f32]) + Sync) {
-    if parallel {
-        params.par_iter_mut().zip(grads).for_each(|(p, g)| work(p, g));
-    } else {
-        params.iter_mut().zip(grads).for_each(|(p, g)| work(p, g));
+        _ => unreachable!("the rules that are measured have at most two slots"),
     }
 }
 

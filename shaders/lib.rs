@@ -12,9 +12,23 @@ pub const PRELUDE: &str = include_str!("prelude.wgsl");
 
 /// Every rule's name and source.
 pub const RULES: &[(&str, &str)] = &[
-    ("sgd", include_str!("rules/sgd.wgsl")),
-    ("momentum", include_str!("rules/momentum.wgsl")),
+    ("ada_max", include_str!("rules/ada_max.wgsl")),
+    ("adadelta", include_str!("rules/adadelta.wgsl")),
+    ("adagrad", include_str!("rules/adagrad.wgsl")),
     ("adam", include_str!("rules/adam.wgsl")),
+    ("adam_weight_decay", include_str!("rules/adam_weight_decay.wgsl")),
+    ("adamw", include_str!("rules/adamw.wgsl")),
+    ("adan", include_str!("rules/adan.wgsl")),
+    ("asgd", include_str!("rules/asgd.wgsl")),
+    ("ftrl", include_str!("rules/ftrl.wgsl")),
+    ("lion", include_str!("rules/lion.wgsl")),
+    ("momentum", include_str!("rules/momentum.wgsl")),
+    ("nadam", include_str!("rules/nadam.wgsl")),
+    ("proximal_adagrad", include_str!("rules/proximal_adagrad.wgsl")),
+    ("radam", include_str!("rules/radam.wgsl")),
+    ("rms_prop", include_str!("rules/rms_prop.wgsl")),
+    ("rprop", include_str!("rules/rprop.wgsl")),
+    ("sgd", include_str!("rules/sgd.wgsl")),
 ];
 
 /// The source of a rule; `None` if there is none of that name.
@@ -114,6 +128,9 @@ fn main(text: &mut String, entry: &str, slots: usize, width: Width) {
     let _ = write!(
         text,
         "
+// Elements of a lane.
+const LANE = {lane}u;
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {{
     let index = workgroup_index(id);
@@ -121,11 +138,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         return;
     }}
     let tile = tiles[index];
-    if (lane * {lane}u >= tile.count) {{
+    if (lane * LANE >= tile.count) {{
         return;
     }}
     let record = records[tile.record];
-    let at = tile.first / {lane}u + lane;
+    let at = tile.first / LANE + lane;
 
 "
     );
@@ -148,24 +165,24 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
         Width::Vec4 => {
             // A pointer to a component does not exist in WGSL: each is taken out, updated and put back.
-            line(text, "    let g4 = grads[at];");
+            line(text, "    let g_4 = grads[at];");
             for (name, array) in held() {
-                line(text, &format!("    var {name}4 = {array}[at];"));
+                line(text, &format!("    var {name}_4 = {array}[at];"));
             }
             for component in ["x", "y", "z", "w"] {
                 line(text, "    {");
                 for (name, _) in held() {
-                    line(text, &format!("        var {name} = {name}4.{component};"));
+                    line(text, &format!("        var {name} = {name}_4.{component};"));
                 }
-                line(text, &format!("        let g = shape(record.shaping, g4.{component}, p);"));
+                line(text, &format!("        let g = shape(record.shaping, g_4.{component}, p);"));
                 line(text, &format!("        {update}"));
                 for (name, _) in held() {
-                    line(text, &format!("        {name}4.{component} = {name};"));
+                    line(text, &format!("        {name}_4.{component} = {name};"));
                 }
                 line(text, "    }");
             }
             for (name, array) in held() {
-                line(text, &format!("    {array}[at] = {name}4;"));
+                line(text, &format!("    {array}[at] = {name}_4;"));
             }
         }
     }

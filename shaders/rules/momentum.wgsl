@@ -1,4 +1,4 @@
-// Momentum. The equations are explained in optim-core/src/rules/momentum.rs; the twin is optim-cpu/src/rules/momentum.rs.
+// Momentum. The equations: optim-core/src/rules/momentum.rs. The twin: optim-cpu/src/rules/momentum.rs.
 
 struct Step {
     lr: f32,
@@ -10,7 +10,7 @@ struct Step {
 fn update(s: Step, p: ptr<function, f32>, g: f32, v: ptr<function, f32>) {
     // (1) v ← μ · v + g
     *v = s.momentum * *v + g;
-    // (2) d ← v    nesterov: d ← g + μ · v
+    // (2) d ← v;  nesterov: d ← g + μ · v
     var d = *v;
     if (s.nesterov != 0u) {
         d = g + s.momentum * *v;

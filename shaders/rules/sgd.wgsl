@@ -1,4 +1,4 @@
-// Stochastic gradient descent. The equations are explained in optim-core/src/rules/sgd.rs; the twin is optim-cpu/src/rules/sgd.rs.
+// SGD. The equations: optim-core/src/rules/sgd.rs. The twin: optim-cpu/src/rules/sgd.rs.
 
 struct Step {
     lr: f32,
@@ -10,7 +10,7 @@ struct Step {
 fn update(s: Step, p: ptr<function, f32>, g: f32, accum: ptr<function, f32>) {
     // (1) accum ← μ · accum + (1 − τ) · g
     *accum = s.momentum * *accum + s.one_minus_dampening * g;
-    // (2) d ← accum    nesterov: d ← g + μ · accum
+    // (2) d ← accum;  nesterov: d ← g + μ · accum
     var d = *accum;
     if (s.nesterov != 0u) {
         d = g + s.momentum * *accum;
@@ -19,10 +19,7 @@ fn update(s: Step, p: ptr<function, f32>, g: f32, accum: ptr<function, f32>) {
     *p = *p - s.lr * d;
 }
 
-// μ = 0: no slot
 fn update_plain(s: Step, p: ptr<function, f32>, g: f32) {
-    // d ← g
-    let d = g;
-    // (3) p ← p − γ · d
-    *p = *p - s.lr * d;
+    // (3) p ← p − γ · g
+    *p = *p - s.lr * g;
 }

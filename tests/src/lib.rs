@@ -1,1 +1,125 @@
-//! x
+//! The harness of the conformance suite: backends under test, problems, training runs, comparison.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`problem`] | deterministic random parameters and gradients |
+//! | [`reference`](mod@reference) | the judge: every rule in naive `f64`, one file a rule, sharing no code with the library |
+//! | [`run`] | a problem trained on a backend or by the judge, and the comparison of two such runs |
+//! | [`tolerance`] | how far results may be apart, and why |
+//!
+//! Where does a new test go? What holds for every rule belongs into the suite's file of that topic and iterates
+//! [`Rule::all`](optimizers::Rule::all); it is written once, by [`on_every_backend!`], for all backends.
+#![forbid(unsafe_code)]
+
+pub mod problem;
+pub mod reference;
+pub mod run;
+pub mod tolerance;
+
+#[cfg(feature = "gpu")]
+use std::sync::OnceLock;
+
+use optimizers::{Backend, IntoBackend, Result, core};
+
+pub use problem::{AWKWARD, Problem, Random, Setup};
+pub use run::{Bound, Run, compare};
+
+/// The examples of the project's front page.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[derive(Debug)]
+pub struct Readme;
+
+/// A backend under test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The CPU, with rayon's global pool.
+    #[cfg(feature = "cpu")]
+    Cpu,
+    /// The GPU: one device for the whole process.
+    #[cfg(feature = "gpu")]
+    Gpu,
+}
+
+impl Target {
+    /// The backends of this build.
+    pub const ALL: &[Self] = &[
+        #[cfg(feature = "cpu")]
+        Self::Cpu,
+        #[cfg(feature = "gpu")]
+        Self::Gpu,
+    ];
+
+    /// The backend's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "cpu")]
+            Self::Cpu => "cpu",
+            #[cfg(feature = "gpu")]
+            Self::Gpu => "gpu",
+        }
+    }
+}
+
+impl IntoBackend for Target {
+    fn into_backend(self) -> Result<Box<dyn core::Backend>> {
+        match self {
+            #[cfg(feature = "cpu")]
+            Self::Cpu => Backend::Cpu.into_backend(),
+            #[cfg(feature = "gpu")]
+            Self::Gpu => Ok(Box::new(gpu().clone())),
+        }
+    }
+}
+
+/// The GPU that all tests of this process share. The first call prints which one it is.
+///
+/// # Panics
+/// If there is none: a GPU test never passes without a GPU. The message says how to install a software one.
+#[cfg(feature = "gpu")]
+#[must_use]
+pub fn gpu() -> &'static optimizers::GpuBackend {
+    static GPU: OnceLock<optimizers::GpuBackend> = OnceLock::new();
+    GPU.get_or_init(|| match optimizers::GpuBackend::new() {
+        Ok(gpu) => {
+            println!("gpu: {}", core::Backend::describe(&gpu));
+            gpu
+        }
+        Err(error) => panic!("{error}; OPTIM_TEST_GPU=skip ignores the tests that need a GPU"),
+    })
+}
+
+/// Whether the GPU is Mesa's llvmpipe, whose results are bit-equal to the CPU's.
+#[cfg(feature = "gpu")]
+#[must_use]
+pub fn gpu_is_llvmpipe() -> bool {
+    core::Backend::describe(gpu()).to_lowercase().contains("llvmpipe")
+}
+
+/// One test body, one test for each backend: `name::cpu` and `name::gpu`.
+#[macro_export]
+macro_rules! on_every_backend {
+    ($($(#[$meta:meta])* fn $name:ident($target:ident) $body:block)*) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports, reason = "a body may need nothing from its file")]
+            use super::*;
+
+            fn check($target: $crate::Target) $body
+
+            #[cfg(feature = "cpu")]
+            #[test]
+            fn cpu() {
+                check($crate::Target::Cpu);
+            }
+
+            #[cfg(feature = "gpu")]
+            #[test]
+            #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+            fn gpu() {
+                check($crate::Target::Gpu);
+            }
+        }
+    )*};
+}

@@ -1,2 +1,30 @@
-//! x
-fn main(){}
+//! The conformance suite: every rule on every backend. One binary; what the tests share is the library of this crate.
+
+// Counts the allocations of a step. Holds the binary's allocator.
+mod allocations;
+// Every refusal: a typed error that names what is wrong, and nothing changed.
+mod errors;
+// Trajectories that MindSpore itself produced.
+mod golden;
+// The caller's device and buffers, windows, dispatches, errors of the device.
+#[cfg(feature = "gpu")]
+mod gpu;
+// Every rule against its naive f64 twin.
+mod judge;
+// The strict reader of the golden trajectories' manifest.
+mod manifest;
+// The CPU and the GPU, bit for bit.
+#[cfg(all(feature = "cpu", feature = "gpu"))]
+mod parity;
+// Laws that hold for any rule and any data.
+mod properties;
+// Step scalars against values computed in another way.
+mod scalars;
+// Schedules against MindSpore's values.
+mod schedules;
+// Every kernel through naga, without a driver.
+#[cfg(feature = "gpu")]
+mod shaders;
+// The same bits for any number of threads.
+#[cfg(feature = "cpu")]
+mod threads;

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::rule::StepScalars;
+use crate::rule::{Sparse, StepScalars};
 use crate::{Error, Grad, ParamMut, Parameter, Result, Rule};
 
 /// Where arrays live and updates run. Object-safe; an optimizer has no type parameter for it.
@@ -50,6 +50,55 @@ pub struct Update<'a> {
     pub records: &'a [Record],
     /// For each parameter the index of its record.
     pub record_of: &'a [u32],
+    /// For each parameter with a row-sparse gradient its rows in order; else without entries.
+    pub rows: &'a [RowList],
+    /// What the rows do that are not listed.
+    pub sparse: Sparse,
+}
+
+/// The rows that a row-sparse gradient lists, in ascending order, each once, and where they stand in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowList {
+    /// The rows.
+    pub rows: Vec<u32>,
+    /// For each row where its positions begin, and last where they end.
+    pub starts: Vec<u32>,
+    /// The positions, within the gradient, at which a row stands; ascending for each row. Its sum is made in this order.
+    pub positions: Vec<u32>,
+    /// `row << 32 | position`, to be sorted.
+    keys: Vec<u64>,
+}
+
+impl RowList {
+    /// Forgets all rows, and keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.rows.clear();
+        self.starts.clear();
+        self.positions.clear();
+        self.keys.clear();
+    }
+
+    /// The rows of these indices, of which there are fewer than 2³².
+    pub(crate) fn set(&mut self, indices: &[u32]) {
+        self.clear();
+        self.keys.extend((0_u64..).zip(indices).map(|(position, &row)| u64::from(row) << 32 | position));
+        self.keys.sort_unstable();
+        for (start, key) in (0_u32..).zip(&self.keys) {
+            let [row, position] = [key >> 32, key & 0xffff_ffff].map(|half| u32::try_from(half).unwrap_or_default());
+            if self.rows.last() != Some(&row) {
+                self.rows.push(row);
+                self.starts.push(start);
+            }
+            self.positions.push(position);
+        }
+        self.starts.extend(u32::try_from(self.keys.len()));
+    }
+
+    /// Each row with the positions at which it stands.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u32])> {
+        let positions = self.starts.windows(2).map(|ends| &self.positions[ends[0] as usize..ends[1] as usize]);
+        self.rows.iter().copied().zip(positions)
+    }
 }
 
 /// The numbers that one parameter's update needs.

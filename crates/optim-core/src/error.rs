@@ -1,6 +1,7 @@
 //! The one error type.
 
 use crate::parameter::DType;
+use crate::rules::rounded;
 
 /// `Result` with this library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -105,6 +106,16 @@ pub enum Error {
         /// The type handed over.
         got: DType,
     },
+    /// A row-sparse gradient lists a row that the parameter does not have.
+    #[error("gradient {name:?} lists row {index}, the parameter has {rows} rows")]
+    RowIndex {
+        /// The parameter's name.
+        name: String,
+        /// The index.
+        index: u32,
+        /// The number of rows: the first extent of the shape.
+        rows: usize,
+    },
     /// Memory of one backend was handed to another, or a buffer is not fit for use.
     #[error("{what} {name:?}: expected {expected}, got {got}")]
     Memory {
@@ -189,7 +200,12 @@ pub enum Error {
     },
 }
 
-/// Checks one hyper-parameter: `Ok` if `valid`, else an [`Error::HyperParameter`] that names it.
-pub fn check(valid: bool, name: &str, expected: &'static str, got: f64) -> Result<()> {
-    if valid { Ok(()) } else { Err(Error::HyperParameter { name: name.to_owned(), expected, got: got.to_string() }) }
+/// Checks one hyper-parameter: `Ok` if it is valid as given and as the `f32` that kernels see, else an
+/// [`Error::HyperParameter`] that names it.
+pub fn check(name: &str, expected: &'static str, got: f64, valid: impl Fn(f64) -> bool) -> Result<()> {
+    if valid(got) && valid(rounded(got)) {
+        Ok(())
+    } else {
+        Err(Error::HyperParameter { name: name.to_owned(), expected, got: got.to_string() })
+    }
 }

@@ -34,7 +34,7 @@ pub mod schedule;
 pub use backend::{Backend, Engine, IntoBackend};
 pub use error::{Error, Result};
 pub use group::ParamGroup;
-pub use memory::{DeviceMemory, Grad, ParamMut};
+pub use memory::{DeviceMemory, Grad, ParamMut, Values};
 pub use optimizer::{Builder, Optimizer};
 pub use parameter::{DType, Parameter};
 pub use rate::Rate;

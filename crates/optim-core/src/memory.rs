@@ -97,10 +97,77 @@ pub enum Grad<'a> {
     Bf16(&'a [bf16]),
     /// On a device.
     Device(&'a dyn DeviceMemory),
+    /// For some rows only: see [`Grad::rows`].
+    Rows(&'a [u32], Values<'a>),
+}
+
+/// The values of a row-sparse gradient. Made by `.into()`.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Values<'a> {
+    /// `f32` on the host.
+    F32(&'a [f32]),
+    /// `f16` on the host.
+    F16(&'a [f16]),
+    /// `bf16` on the host.
+    Bf16(&'a [bf16]),
+    /// On a device.
+    Device(&'a dyn DeviceMemory),
+}
+
+impl Values<'_> {
+    /// The number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(slice) => slice.len(),
+            Self::F16(slice) => slice.len(),
+            Self::Bf16(slice) => slice.len(),
+            Self::Device(memory) => memory.len(),
+        }
+    }
+
+    /// Whether there is no element.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The element type.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F16(_) => DType::F16,
+            Self::Bf16(_) => DType::Bf16,
+            Self::Device(memory) => memory.dtype(),
+        }
+    }
+}
+
+impl<'a> Grad<'a> {
+    /// A row-sparse gradient, as of an embedding: `values` holds one row of the parameter (all axes but the first, flattened)
+    /// for each of `indices`, in that order.
+    ///
+    /// An index may stand more than once: such rows are summed first, in the order in which they stand. What an unlisted row
+    /// does is the rule's: see [`Sparse`](crate::rule::Sparse). Weight decay acts on the listed rows, once on each. The indices are
+    /// on the host, the values may be on a device.
+    ///
+    /// ```
+    /// use optim_core::Grad;
+    ///
+    /// // Rows 4 and 1 of a table with rows of two elements; row 4 twice.
+    /// let gradient = Grad::rows(&[4, 1, 4], &[0.1_f32, 0.2, 0.3, 0.4, 0.5, 0.6]);
+    /// assert_eq!(gradient.len(), Some(6));
+    /// ```
+    #[must_use]
+    pub fn rows(indices: &'a [u32], values: impl Into<Values<'a>>) -> Self {
+        Self::Rows(indices, values.into())
+    }
 }
 
 impl Grad<'_> {
-    /// The number of elements; `None` if there is no gradient.
+    /// The number of elements, of a row-sparse gradient those of the listed rows; `None` if there is no gradient.
     #[must_use]
     pub fn len(&self) -> Option<usize> {
         match self {
@@ -109,6 +176,7 @@ impl Grad<'_> {
             Self::F16(slice) => Some(slice.len()),
             Self::Bf16(slice) => Some(slice.len()),
             Self::Device(memory) => Some(memory.len()),
+            Self::Rows(_, values) => Some(values.len()),
         }
     }
 
@@ -133,6 +201,7 @@ impl Grad<'_> {
             Self::F16(_) => Some(DType::F16),
             Self::Bf16(_) => Some(DType::Bf16),
             Self::Device(memory) => Some(memory.dtype()),
+            Self::Rows(_, values) => Some(values.dtype()),
         }
     }
 }
@@ -159,12 +228,27 @@ macro_rules! from_slices {
                 Self::$variant(slice)
             }
         }
+        impl<'a> From<&'a [$element]> for Values<'a> {
+            fn from(slice: &'a [$element]) -> Self {
+                Self::$variant(slice)
+            }
+        }
         impl<'a> From<&'a Vec<$element>> for Grad<'a> {
             fn from(slice: &'a Vec<$element>) -> Self {
                 Self::$variant(slice)
             }
         }
+        impl<'a> From<&'a Vec<$element>> for Values<'a> {
+            fn from(slice: &'a Vec<$element>) -> Self {
+                Self::$variant(slice)
+            }
+        }
         impl<'a, const N: usize> From<&'a [$element; N]> for Grad<'a> {
+            fn from(slice: &'a [$element; N]) -> Self {
+                Self::$variant(slice)
+            }
+        }
+        impl<'a, const N: usize> From<&'a [$element; N]> for Values<'a> {
             fn from(slice: &'a [$element; N]) -> Self {
                 Self::$variant(slice)
             }
@@ -180,6 +264,12 @@ impl<'a, M: DeviceMemory> From<&'a M> for ParamMut<'a> {
 }
 
 impl<'a, M: DeviceMemory> From<&'a M> for Grad<'a> {
+    fn from(memory: &'a M) -> Self {
+        Self::Device(memory)
+    }
+}
+
+impl<'a, M: DeviceMemory> From<&'a M> for Values<'a> {
     fn from(memory: &'a M) -> Self {
         Self::Device(memory)
     }

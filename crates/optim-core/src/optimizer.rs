@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, Shaping, Trust, Update};
+use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, RowList, Shaping, Trust, Update};
 use crate::error::check;
-use crate::rule::{At, Decay, Passes};
+use crate::rule::{At, Decay, Passes, Sparse};
 use crate::rules::single;
 use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
@@ -127,11 +127,13 @@ impl Builder {
         let engine = backend.engine(&Plan { rule: &self.rule, parameters: &parameters })?;
         Ok(Optimizer {
             record_of: vec![0; parameters.len()],
+            rows: vec![RowList::default(); parameters.len()],
             updated: vec![false; parameters.len()],
             records: Vec::with_capacity(2 * classes.len()),
             rates: vec![0.0; groups.len()].into(),
             previous_rates: vec![0.0; groups.len()],
             step: 0,
+            beta_powers: [1.0; 2],
             rule: self.rule,
             loss_scale: self.loss_scale,
             parameters,
@@ -149,10 +151,9 @@ impl Builder {
         rule.lr().validate(&format!("{}.lr", rule.name()))?;
         let decay = self.weight_decay;
         check(&format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
-        // The factor 1 / loss_scale must be a number as well, in f32.
-        let scale = self.loss_scale;
-        let usable = scale > 0.0 && single(scale).is_finite() && single(1.0 / scale).is_finite();
-        check("loss_scale", "finite and > 0", scale, |x| usable)?;
+        // The factor 1 / loss_scale must be a number as well.
+        let usable = |scale: f64| scale > 0.0 && scale.is_finite() && single(1.0 / scale).is_finite();
+        check("loss_scale", "finite and > 0", self.loss_scale, usable)?;
 
         if self.groups.is_empty() {
             return Err(Error::NoParameters { place: "the optimizer".into() });
@@ -269,6 +270,8 @@ pub struct Optimizer {
     step: u64,
     /// The rates of the last update.
     previous_rates: Vec<f64>,
+    /// The powers of the rule's betas after those updates.
+    beta_powers: [f32; 2],
     /// Whether a parameter was ever updated.
     updated: Vec<bool>,
     backend: Box<dyn Backend>,
@@ -276,6 +279,7 @@ pub struct Optimizer {
     // Reused at every step.
     records: Vec<Record>,
     record_of: Vec<u32>,
+    rows: Vec<RowList>,
     rates: Arc<[f64]>,
 }
 
@@ -294,11 +298,19 @@ impl Optimizer {
     pub fn step(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<StepReport> {
         self.check_memory(params, grads)?;
         let rates = self.rates_at(self.step)?;
-        self.fill_records(&rates);
-        let update = Update { records: &self.records, record_of: &self.record_of };
+        let beta_powers = self.next_beta_powers();
+        self.fill_records(&rates, beta_powers);
+        self.fill_rows(grads);
+        let update = Update {
+            records: &self.records,
+            record_of: &self.record_of,
+            rows: &self.rows,
+            sparse: self.rule.spec().sparse(),
+        };
         self.engine.update(&update, params, grads)?;
         self.step += 1;
         self.previous_rates.copy_from_slice(&rates);
+        self.beta_powers = beta_powers;
         for (updated, grad) in self.updated.iter_mut().zip(grads) {
             *updated |= !grad.is_none();
         }
@@ -352,7 +364,10 @@ impl Optimizer {
             let memory =
                 [("parameter", Some(param.len()), Some(param.dtype())), ("gradient", grad.len(), grad.dtype())];
             for (what, len, dtype) in memory {
-                let expected = parameter.len();
+                let expected = match grad {
+                    Grad::Rows(indices, _) if what == "gradient" => self.check_rows(parameter, indices)?,
+                    _ => parameter.len(),
+                };
                 if let Some(got) = len.filter(|&len| len != expected) {
                     return Err(Error::Length { what, name: name(), expected, got });
                 }
@@ -363,6 +378,34 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+
+    /// Checks the rows of a row-sparse gradient; how many values it should have.
+    fn check_rows(&self, parameter: &Parameter, indices: &[u32]) -> Result<usize> {
+        let name = parameter.name();
+        let rule = self.rule.spec();
+        let [rows, row @ ..] = parameter.shape() else {
+            let what = format!("a row-sparse gradient for the scalar {name:?}");
+            return Err(Error::Unsupported { what, backend: self.backend.name().into() });
+        };
+        if rule.sparse() == Sparse::Unsupported {
+            let what = format!("a row-sparse gradient ({name:?}) with the rule {:?}", rule.name());
+            return Err(Error::Unsupported { what, backend: self.backend.name().into() });
+        }
+        if let Some(&index) = indices.iter().find(|&&index| index as usize >= *rows) {
+            return Err(Error::RowIndex { name: name.into(), index, rows: *rows });
+        }
+        Ok(indices.len() * row.iter().product::<usize>())
+    }
+
+    /// The rows of the row-sparse gradients, in order.
+    fn fill_rows(&mut self, grads: &[Grad<'_>]) {
+        for (rows, grad) in self.rows.iter_mut().zip(grads) {
+            match grad {
+                Grad::Rows(indices, _) => rows.set(indices),
+                _ => rows.clear(),
+            }
+        }
     }
 
     /// The rates of all groups at the 0-based update. Allocates only while a caller still holds an earlier report.
@@ -378,8 +421,14 @@ impl Optimizer {
         Ok(Arc::clone(&self.rates))
     }
 
+    /// The powers of the rule's betas at the coming update: products in `f32`, as in MindSpore.
+    fn next_beta_powers(&self) -> [f32; 2] {
+        let [beta1, beta2] = self.rule.spec().betas().map(single);
+        [self.beta_powers[0] * beta1, self.beta_powers[1] * beta2]
+    }
+
     /// The records of the coming update: one for each class, and a second one where first updates differ.
-    fn fill_records(&mut self, rates: &[f64]) {
+    fn fill_records(&mut self, rates: &[f64], beta_powers: [f32; 2]) {
         let rule = self.rule.spec();
         let firsts: &[bool] = if rule.first_update_differs() { &[false, true] } else { &[false] };
         self.records.clear();
@@ -390,11 +439,12 @@ impl Optimizer {
                 Decay::L2 => (decay, 0.0),
                 Decay::Decoupled => (0.0, decay),
             };
+            let beta_powers = beta_powers.map(f64::from);
             let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2) };
             let lr = rates[class.group];
             let previous_lr = if self.step == 0 { lr } else { self.previous_rates[class.group] };
             for &first in firsts {
-                let at = At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, first };
+                let at = At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, first };
                 let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
                 let trust = trust.unwrap_or(Trust::NONE);
                 self.records.push(Record { shaping, trust, scalars: rule.scalars(&at) });

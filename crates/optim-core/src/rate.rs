@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::check;
+use crate::rules::single;
 use crate::{Error, Result, Schedule};
 
 /// A learning rate. Everything that asks for one takes `impl Into<Rate>`.
@@ -60,7 +61,11 @@ impl Rate {
                 .ok_or_else(|| Error::RateExhausted { place: place(), update, len: list.len() }),
             Self::Schedule(schedule) => {
                 let lr = schedule.at(update);
-                if lr.is_finite() { Ok(lr) } else { Err(Error::RateNotFinite { place: place(), update, got: lr }) }
+                if single(lr).is_finite() {
+                    Ok(lr)
+                } else {
+                    Err(Error::RateNotFinite { place: place(), update, got: lr })
+                }
             }
         }
     }

@@ -67,6 +67,8 @@ pub struct At {
     pub previous_lr: f64,
     /// The weight decay, if the rule's is [`Decay::Decoupled`] and the parameter decays; else 0.
     pub weight_decay: f64,
+    /// The running products `βᵗ` of the rule's [`betas`](UpdateRule::betas), this update's included.
+    pub beta_powers: [f64; 2],
     /// Whether the parameter has never been updated (it is the first update, or gradients were missing until now).
     pub first: bool,
 }
@@ -151,6 +153,12 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
 
     /// The state arrays, in the order of the kernel's arguments; at most four.
     fn slots(&self) -> Vec<Slot>;
+
+    /// The `β₁` and `β₂` whose powers are wanted as MindSpore keeps them: running products in `f32` (its `beta1_power` and
+    /// `beta2_power`). They differ from the powers in the early updates by up to 1e-4 of `1 − βᵗ`.
+    fn betas(&self) -> [f64; 2] {
+        [0.0; 2]
+    }
 
     /// The step scalars of one update.
     fn scalars(&self, at: &At) -> StepScalars;

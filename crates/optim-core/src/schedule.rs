@@ -96,7 +96,7 @@ impl CosineDecay {
     /// `0 ≤ min_lr < max_lr`, both finite; `decay_steps` ≥ 1.
     pub fn new(min_lr: f64, max_lr: f64, decay_steps: u64) -> Result<Self> {
         check("CosineDecay: min_lr", "finite and ≥ 0", min_lr, |x| x.is_finite() && x >= 0.0)?;
-        check("CosineDecay: max_lr", "finite and > min_lr", max_lr, |x| x.is_finite() && x > min_lr)?;
+        check("CosineDecay: max_lr", "finite and > min_lr", max_lr, |x| x.is_finite() && max_lr > min_lr)?;
         at_least_one(decay_steps, "CosineDecay: decay_steps")?;
         Ok(Self { min_lr, max_lr, decay_steps })
     }

@@ -12,6 +12,7 @@
 //! | `math` | functions that rules need and no processor has |
 //! | `shape` | what happens to a gradient before the rule sees it |
 //! | `reduce` | sums over a parameter, in one fixed order |
+//! | `rows` | row-sparse gradients |
 //! | `drive` | the only rayon: the step's memory, cut into equal tasks |
 //! | `arena` | the slots |
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ mod drive;
 mod kernel;
 mod math;
 mod reduce;
+mod rows;
 mod rules;
 mod shape;
 
@@ -28,13 +30,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use optim_core::backend::{Plan, Record, Update, wrong_memory};
-use optim_core::{Backend, Engine, Error, Grad, ParamMut, Result};
+use optim_core::rule::Sparse;
+use optim_core::{Backend, Engine, Error, Grad, ParamMut, Result, Values};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::arena::Arena;
 use crate::drive::{Cut, Layout, Piece, Pieces};
 use crate::kernel::{Kernels, Slots};
 use crate::reduce::{Columns, Sums};
+use crate::rows::Rows;
 use crate::rules::lars;
 
 /// Where updates run on the host's processor.
@@ -117,6 +121,8 @@ impl Backend for CpuBackend {
             names: plan.parameters.iter().map(|p| p.name().to_owned()).collect(),
             pool: self.pool.clone(),
             records: Vec::new(),
+            row_grads: Vec::new(),
+            row_starts: vec![0; lens.len() + 1],
             sums: vec![Sums::default(); sums],
             kernels,
             layout,
@@ -138,6 +144,17 @@ struct CpuEngine {
     // Of the current update.
     records: Vec<Record>,
     sums: Vec<Sums>,
+    /// The shaped gradients of listed rows, and where each parameter's begin.
+    row_grads: Vec<f32>,
+    row_starts: Vec<usize>,
+}
+
+/// The gradient of a piece.
+enum Gradient<'a> {
+    /// Of each of its elements.
+    Dense(&'a [f32]),
+    /// Of some rows of the whole parameter.
+    Rows(Rows<'a>),
 }
 
 impl CpuEngine {
@@ -150,25 +167,46 @@ impl CpuEngine {
     /// Walks over all parameters that have a gradient: `work(record, piece, g)`.
     fn walk(
         &mut self,
-        record_of: &[u32],
+        update: &Update<'_>,
         params: &mut [ParamMut<'_>],
         grads: &[Grad<'_>],
-        work: impl Fn(&Kernels, &Record, Piece<'_>, &[f32]) + Send + Sync,
+        work: impl Fn(&Kernels, &Record, Piece<'_>, Gradient<'_>) + Send + Sync,
     ) {
-        let Self { kernels, arenas, layout, cuts, pool, records, sums, .. } = self;
-        let (kernels, records, cuts) = (&*kernels, &**records, &**cuts);
+        let Self { kernels, arenas, layout, cuts, pool, records, sums, row_grads, row_starts, .. } = self;
+        let (kernels, records, cuts, rows) = (&*kernels, &**records, &**cuts, update.rows);
+        let (row_grads, row_starts) = (&**row_grads, &**row_starts);
         let pieces = Pieces::new(params, arenas, sums);
         let run = move || {
             drive::run(cuts, layout, pieces, &|piece: Piece<'_>| {
-                let Grad::F32(g) = grads[piece.param] else { return };
-                let g = &g[piece.element..piece.element + piece.p.len()];
-                work(kernels, &records[record_of[piece.param] as usize], piece, g);
+                let gradient = match grads[piece.param] {
+                    Grad::F32(g) => Gradient::Dense(&g[piece.element..piece.element + piece.p.len()]),
+                    Grad::Rows(..) => {
+                        let range = row_starts[piece.param]..row_starts[piece.param + 1];
+                        Gradient::Rows(Rows { rows: &rows[piece.param].rows, grads: &row_grads[range] })
+                    }
+                    _ => return,
+                };
+                work(kernels, &records[update.record_of[piece.param] as usize], piece, gradient);
             });
         };
         match pool {
             Some(pool) if !cuts.is_empty() => pool.install(run),
             _ => run(),
         }
+    }
+
+    /// Sums and shapes the rows of the row-sparse gradients.
+    fn sum_rows(&mut self, update: &Update<'_>, params: &[ParamMut<'_>], grads: &[Grad<'_>]) {
+        self.row_grads.clear();
+        for (index, (param, grad)) in params.iter().zip(grads).enumerate() {
+            self.row_starts[index] = self.row_grads.len();
+            if let (ParamMut::F32(p), Grad::Rows(indices, Values::F32(values))) = (param, grad) {
+                let record = &self.records[update.record_of[index] as usize];
+                let width = values.len() / indices.len().max(1);
+                rows::sum(&record.shaping, &update.rows[index], values, p, width, &mut self.row_grads);
+            }
+        }
+        self.row_starts[params.len()] = self.row_grads.len();
     }
 
     /// The sums of a parameter's slices.
@@ -181,8 +219,10 @@ impl CpuEngine {
 impl Engine for CpuEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
         for ((name, param), grad) in self.names.iter().zip(&*params).zip(grads) {
-            let on_device =
-                [("parameter", matches!(param, ParamMut::Device(_))), ("gradient", matches!(grad, Grad::Device(_)))];
+            let on_device = [
+                ("parameter", matches!(param, ParamMut::Device(_))),
+                ("gradient", matches!(grad, Grad::Device(_) | Grad::Rows(_, Values::Device(_)))),
+            ];
             if let Some((what, _)) = on_device.into_iter().find(|(_, on_device)| *on_device) {
                 return Err(wrong_memory(what, name, "memory on the host", "memory on a device"));
             }
@@ -190,8 +230,11 @@ impl Engine for CpuEngine {
         self.records.clear();
         self.records.extend_from_slice(update.records);
 
+        self.sum_rows(update, params, grads);
+
         if update.records.iter().any(|record| record.trust.is_some()) {
-            self.walk(update.record_of, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
+            self.walk(update, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
+                let Gradient::Dense(g) = g else { return };
                 if record.trust.is_some() {
                     shape::summed(&record.shaping, p, g, slots, sums, |p, g, _, columns| lars::measure(p, g, columns));
                 }
@@ -205,7 +248,8 @@ impl Engine for CpuEngine {
             }
         }
         if let Some((measure, finish)) = self.kernels.norms {
-            self.walk(update.record_of, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
+            self.walk(update, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
+                let Gradient::Dense(g) = g else { return };
                 let measure = |p: &[f32], g: &[f32], slots: Slots<'_>, columns: &mut Columns| {
                     measure(&record.scalars, p, g, slots, columns);
                 };
@@ -216,9 +260,14 @@ impl Engine for CpuEngine {
                 finish(&mut self.records[update.record_of[parameter] as usize].scalars, sums);
             }
         }
-        self.walk(update.record_of, params, grads, |kernels, record, Piece { p, slots, .. }, g| {
+        let sparse = update.sparse;
+        self.walk(update, params, grads, |kernels, record, piece, gradient| {
             let kernel = |p: &mut [f32], g: &[f32], slots: Slots<'_>| kernels.update.run(&record.scalars, p, g, slots);
-            shape::shaped(&record.shaping, p, g, slots, kernel);
+            match gradient {
+                Gradient::Dense(g) => shape::shaped(&record.shaping, piece.p, g, piece.slots, kernel),
+                Gradient::Rows(rows) if sparse == Sparse::AllRows => rows.update_all(piece, kernel),
+                Gradient::Rows(rows) => rows.update_listed(piece, kernel),
+            }
         });
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::kernel::{MAX_SLOTS, Slots};
 use crate::reduce::{self, Columns, ROW, SLICE, Sums};
 
 /// Elements that are shaped at a time. They stay in the first-level cache until the kernel reads them.
-const BLOCK: usize = 1024;
+pub(crate) const BLOCK: usize = 1024;
 
 /// Calls `kernel(p, shaped g, slots)`: once over everything if there is nothing to shape, else block by block.
 pub(crate) fn shaped(
@@ -25,7 +25,8 @@ pub(crate) fn shaped(
     for start in (0..p.len()).step_by(BLOCK) {
         let range = start..p.len().min(start + BLOCK);
         let block = &mut block[..range.len()];
-        shape(shaping, block, &g[range.clone()], &p[range.clone()]);
+        block.copy_from_slice(&g[range.clone()]);
+        shape(shaping, block, &p[range.clone()]);
         let slots: [_; MAX_SLOTS] = slots.each_mut().map(|slot| slot.get_mut(range.clone()).unwrap_or_default());
         kernel(&mut p[range], block, slots);
     }
@@ -49,7 +50,8 @@ pub(crate) fn summed(
         for start in (slice * SLICE..end).step_by(ROW) {
             let range = start..end.min(start + ROW);
             let row = &mut row[..range.len()];
-            shape(shaping, row, &g[range.clone()], &p[range.clone()]);
+            row.copy_from_slice(&g[range.clone()]);
+            shape(shaping, row, &p[range.clone()]);
             let slots: [_; MAX_SLOTS] = slots.each_mut().map(|slot| slot.get_mut(range.clone()).unwrap_or_default());
             measure(&p[range], row, slots, &mut columns);
         }
@@ -57,18 +59,17 @@ pub(crate) fn summed(
     }
 }
 
-/// `out ← factor · g + weight_decay · p`, each term only where it does something: multiplying by 1 and adding 0 would change
-/// the bits of NaNs and of −0.
+/// `g ← factor · g + weight_decay · p`, each term only where it does something: multiplying by 1 and adding 0 would change the
+/// bits of NaNs and of −0.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn shape(s: &Shaping, out: &mut [f32], g: &[f32], p: &[f32]) {
-    out.copy_from_slice(g);
+pub(crate) fn shape(s: &Shaping, g: &mut [f32], p: &[f32]) {
     if s.factor != 1.0 {
-        for g in out.iter_mut() {
+        for g in g.iter_mut() {
             *g *= s.factor;
         }
     }
     if s.weight_decay != 0.0 {
-        for (g, &p) in out.iter_mut().zip(p) {
+        for (g, &p) in g.iter_mut().zip(p) {
             *g += s.weight_decay * p;
         }
     }

@@ -2,6 +2,7 @@
 //! or submits, [`Context::wait`] for what waits. Between them no error is lost and no panic reaches the caller.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use optim_core::{Error, Result};
 
-use crate::layout::ALIGNMENT;
+use crate::layout::{ALIGNMENT, bytes};
 use crate::pipeline::{Kernel, KernelKey};
 
 /// What a user can do where there is no adapter.
@@ -69,13 +70,13 @@ pub(crate) struct Context {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
     pub(crate) limits: wgpu::Limits,
-    /// The largest binding, in elements: a multiple of [`ALIGNMENT`].
-    pub(crate) window: u64,
+    /// The largest part of a buffer that one dispatch sees, in elements: a multiple of [`ALIGNMENT`].
+    pub(crate) window: usize,
     pub(crate) kernels: Mutex<HashMap<KernelKey, Kernel>>,
     pub(crate) counts: Counts,
     /// Whether the device was opened here, with an instance of its own.
     own: bool,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
     faults: Arc<Faults>,
 }
 
@@ -117,7 +118,11 @@ impl Context {
         let limits = device.limits();
         let needs = [
             ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage),
-            ("max_dynamic_storage_buffers_per_pipeline_layout", 1, limits.max_dynamic_storage_buffers_per_pipeline_layout),
+            (
+                "max_dynamic_storage_buffers_per_pipeline_layout",
+                1,
+                limits.max_dynamic_storage_buffers_per_pipeline_layout,
+            ),
             ("max_compute_workgroup_size_x", optim_shaders::WORKGROUP, limits.max_compute_workgroup_size_x),
             (
                 "max_compute_invocations_per_workgroup",
@@ -132,14 +137,15 @@ impl Context {
             }
         }
         let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(MAX_WINDOW);
-        let (what, expected) = ("max_storage_buffer_binding_size", ALIGNMENT * 4);
-        if most < expected {
-            return Err(Error::DeviceLimit { what, expected, got: most });
+        let least = bytes(ALIGNMENT);
+        if most < least {
+            return Err(Error::DeviceLimit { what: "max_storage_buffer_binding_size", expected: least, got: most });
         }
-        let bytes = options.window_bytes.map_or(most, |bytes| bytes.clamp(expected, most));
+        let window = options.window_bytes.map_or(most, |bytes| bytes.clamp(least, most)) / least;
+        let window = usize::try_from(window).expect("at most 2^23 blocks") * ALIGNMENT;
         Ok(Self {
             info: device.adapter_info(),
-            window: bytes / expected * ALIGNMENT,
+            window,
             device,
             queue,
             limits,
@@ -178,6 +184,24 @@ impl Context {
     pub(crate) fn lose(&self, detail: impl Into<String>) -> Error {
         let detail = self.faults.lost.get_or_init(|| detail.into()).clone();
         Error::DeviceLost { detail }
+    }
+
+    /// Notes that the device is lost, as a failing call has shown, preferably in the words of its own callback.
+    pub(crate) fn find_lost(&self, detail: impl fmt::Display) -> Error {
+        let _ = guarded(|| self.device.poll(wgpu::PollType::Poll));
+        self.lose(detail.to_string())
+    }
+
+    /// The error of a call on a buffer that was made without one: on a lost device buffers are made in silence, and unusable.
+    pub(crate) fn lost_if_refused(&self, error: Error) -> Error {
+        match error {
+            Error::Device { detail } => self.find_lost(detail),
+            other => other,
+        }
+    }
+
+    pub(crate) fn timed_out(&self) -> Error {
+        Error::Timeout { seconds: self.timeout.as_secs() }
     }
 
     /// Runs a call that creates or submits, and returns the error that wgpu would have made a panic of.
@@ -231,7 +255,7 @@ impl Context {
         self.alive()?;
         match polled {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(wgpu::PollError::Timeout)) => Err(Error::Timeout { seconds: self.timeout.as_secs() }),
+            Ok(Err(wgpu::PollError::Timeout)) => Err(self.timed_out()),
             Ok(Err(error)) => Err(Error::Device { detail: error.to_string() }),
             // wgpu makes a panic of what the driver reports while waiting.
             Err(detail) => Err(self.lose(detail)),
@@ -269,9 +293,9 @@ async fn find_adapter(instance: &wgpu::Instance, backends: wgpu::Backends) -> Re
         let adapters = instance.enumerate_adapters(backends).await;
         let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
         let found = names.iter().position(|name| name.to_lowercase().contains(&wanted.to_lowercase()));
-        return found.and_then(|index| adapters.into_iter().nth(index)).ok_or_else(|| {
-            no_adapter(format!("WGPU_ADAPTER_NAME is {wanted:?}, the adapters are {names:?}"))
-        });
+        return found
+            .and_then(|index| adapters.into_iter().nth(index))
+            .ok_or_else(|| no_adapter(format!("WGPU_ADAPTER_NAME is {wanted:?}, the adapters are {names:?}")));
     }
     let power_preference = wgpu::PowerPreference::from_env().unwrap_or(wgpu::PowerPreference::HighPerformance);
     let options = wgpu::RequestAdapterOptions { power_preference, ..wgpu::RequestAdapterOptions::default() };

@@ -1,11 +1,17 @@
-//! Where tensors lie in memory of ours: padded, packed into pages that one binding can cover.
+//! Where tensors lie in memory of ours: padded, and packed into pages that one binding can cover.
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use optim_shaders::Width;
 
 /// Elements to which every tensor is padded: 256 bytes, which every device accepts as the offset of a binding.
-pub(crate) const ALIGNMENT: u64 = 64;
+pub(crate) const ALIGNMENT: usize = 64;
+
+/// The bytes of so many elements.
+pub(crate) const fn bytes(elements: usize) -> u64 {
+    elements as u64 * 4
+}
 
 /// A run of one tensor's elements that lies in one page. A tensor has one, or several if it is longer than a window, or none
 /// if it is empty.
@@ -14,47 +20,63 @@ pub(crate) struct Piece {
     /// The index of the tensor.
     pub(crate) tensor: usize,
     /// The first element, within the tensor.
-    pub(crate) start: u64,
+    pub(crate) start: usize,
     /// The number of elements, without padding.
-    pub(crate) len: u64,
+    pub(crate) len: usize,
     /// The index of the page.
     pub(crate) page: usize,
     /// The first element, within the page.
-    pub(crate) offset: u64,
+    pub(crate) offset: usize,
 }
 
-/// Tensors packed into pages, in order. A tensor that fits a window lies in one page; a longer one is cut into windows, each a
-/// page of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Piece {
+    /// The elements within the tensor.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+
+    /// The number of elements, with padding.
+    pub(crate) const fn span(&self) -> usize {
+        self.len.next_multiple_of(ALIGNMENT)
+    }
+}
+
+/// Tensors packed into pages, in order: one that fits a window lies in one page, a longer one is cut into windows, each with a
+/// page of its own. Memory with the same layout can be updated in one dispatch a page.
+#[derive(Debug)]
 pub(crate) struct Layout {
-    /// All pieces, in the order of tensors and pages.
+    /// All pieces, in order.
     pub(crate) pieces: Vec<Piece>,
     /// The elements of each page, with padding.
-    pub(crate) pages: Vec<u64>,
+    pub(crate) pages: Vec<usize>,
     /// For each tensor the range of its pieces.
     of: Vec<Range<usize>>,
 }
 
 impl Layout {
     /// `window` is in elements, a multiple of [`ALIGNMENT`].
-    pub(crate) fn new(lens: impl IntoIterator<Item = u64>, window: u64) -> Self {
+    pub(crate) fn new(lens: impl IntoIterator<Item = usize>, window: usize) -> Self {
         let mut layout = Self { pieces: Vec::new(), pages: Vec::new(), of: Vec::new() };
+        let mut room = 0;
         for (tensor, len) in lens.into_iter().enumerate() {
             let first = layout.pieces.len();
-            let mut start = 0;
-            while start < len {
-                let len = (len - start).min(window);
-                let (page, offset) = layout.place(padded(len), window);
-                layout.pieces.push(Piece { tensor, start, len, page, offset });
-                start += len;
+            for start in (0..len).step_by(window) {
+                let len = window.min(len - start);
+                let span = len.next_multiple_of(ALIGNMENT);
+                if span > room {
+                    layout.pages.push(0);
+                    room = window;
+                }
+                let page = layout.pages.len() - 1;
+                layout.pieces.push(Piece { tensor, start, len, page, offset: layout.pages[page] });
+                layout.pages[page] += span;
+                room -= span;
             }
-            // Nothing shares the last page of a tensor that was cut: its pages keep their order and their alignment.
             if len > window {
-                layout.close(window);
+                room = 0;
             }
             layout.of.push(first..layout.pieces.len());
         }
-        layout.trim();
         layout
     }
 
@@ -62,4 +84,47 @@ impl Layout {
     pub(crate) fn pieces_of(&self, tensor: usize) -> &[Piece] {
         &self.pieces[self.of[tensor].clone()]
     }
+
+    /// Each tensor's pieces.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &[Piece]> {
+        self.of.iter().map(|range| &self.pieces[range.clone()])
+    }
+}
+
+/// What one workgroup works on: the prelude's `Tile`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Tile {
+    first: u32,
+    count: u32,
+    record: u32,
+    element: u32,
+}
+
+impl Tile {
+    /// The tiles of a piece that begins at `first` within its dispatch's bindings.
+    pub(crate) fn cover(piece: Piece, first: usize, record: u32, width: Width) -> impl Iterator<Item = Self> {
+        let tile = width.tile() as usize;
+        (0..piece.len).step_by(tile).map(move |done| Self {
+            first: word(first + done),
+            count: word(tile.min(piece.len - done)),
+            record,
+            element: word(piece.start + done),
+        })
+    }
+}
+
+/// The low 32 bits.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "all but an element's index within its tensor fit, and that wraps by design"
+)]
+const fn word(x: usize) -> u32 {
+    x as u32
+}
+
+/// The workgroups of a dispatch over so many tiles: the folded grid of the prelude.
+pub(crate) fn grid(tiles: usize) -> (u32, u32) {
+    let tiles = word(tiles);
+    (tiles.min(optim_shaders::GRID_WIDTH), tiles.div_ceil(optim_shaders::GRID_WIDTH))
 }

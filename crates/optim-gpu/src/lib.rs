@@ -1,1 +1,237 @@
-//! x
+//! The GPU backend of the [`optimizers`](https://docs.rs/optimizers) library: WGSL kernels through [`wgpu`], on Vulkan, Metal
+//! or DirectX 12.
+//!
+//! [`GpuBackend::new`] opens a device of its own; [`GpuBackend::from_wgpu`] uses the caller's. Parameters and gradients may lie
+//! in a [`GpuBuffer`] or on the host; state always lies on the device. A step whose memory is all on the device is one
+//! submission, waits for nothing and reads nothing back. Host gradients are uploaded; host parameters are uploaded, updated
+//! and read back within the step, which waits for the device.
+//!
+//! Everything works within the limits that WebGPU promises of any device, and needs no optional feature.
+//!
+//! # Dispatches
+//!
+//! Tensors are packed into pages; state lies in one buffer for each slot and page. Parameters and gradients that lie in
+//! memory of the same layout ([`GpuBackend::arena`], and everything that comes from the host) are updated by **one dispatch a
+//! page**, however many tensors and groups there are. Any other tensor has a dispatch of its own.
+//!
+//! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
+//! buffers alive: enough for gradients that alternate between a few sets.
+//!
+//! # Crate layout
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `device` | the device, its errors: every call to wgpu goes through `scoped` or `wait` |
+//! | `layout` | pages, pieces, tiles |
+//! | `buffer`, `transfer` | memory on the device, and to and from it |
+//! | `pipeline` | from a rule's name to a kernel |
+//! | `schedule` | from memory to a list of dispatches |
+//! | `engine` | a step |
+//!
+//! There is no file for a rule: a kernel follows from the rule's name, its entry function and its slots.
+//!
+//! # Lost devices
+//!
+//! A backend with its own device reports [`DeviceLost`](optim_core::Error::DeviceLost) at the next call after the driver
+//! noticed. On the caller's device no handler is installed, so a loss shows only where something is read back; call
+//! [`GpuBackend::report_lost`] from your own handler to have it reported at once.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+
+use optim_core::backend::Plan;
+use optim_core::{Backend, Engine, Result};
+
+pub use wgpu;
+
+mod buffer;
+mod device;
+mod engine;
+mod layout;
+mod pipeline;
+mod schedule;
+mod transfer;
+
+pub use buffer::GpuBuffer;
+pub use device::{Counters, GpuOptions};
+
+use device::Context;
+use engine::GpuEngine;
+use transfer::Region;
+
+/// A GPU, ready for use. A cheap handle; clones are the same device.
+///
+/// ```no_run
+/// use optim_core::{Adam, Parameter};
+/// use optim_gpu::GpuBackend;
+///
+/// # fn main() -> optim_core::Result<()> {
+/// let gpu = GpuBackend::new()?;
+/// let mut optimizer = Adam::new(1e-3).params([Parameter::new("weight", [3])]).build(gpu.clone())?;
+///
+/// let weight = gpu.buffer(&[1.0, 2.0, 3.0])?;
+/// let gradient = gpu.buffer(&[0.1, -0.1, 0.0])?;
+/// let report = optimizer.step(&mut [(&weight).into()], &[(&gradient).into()])?;
+/// println!("update {}: {:?}", report.step, weight.read()?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct GpuBackend {
+    context: Arc<Context>,
+}
+
+impl GpuBackend {
+    /// Opens a device: the fastest adapter there is, a software one if there is no other (see [`describe`](Self::describe)).
+    ///
+    /// The variables `WGPU_BACKEND` (`vulkan`, `metal`, `dx12`), `WGPU_ADAPTER_NAME` (a part of a name) and `WGPU_POWER_PREF`
+    /// (`low`, `high`) narrow the choice.
+    ///
+    /// # Errors
+    /// [`NoAdapter`](optim_core::Error::NoAdapter) with a line on how to get one;
+    /// [`DeviceLimit`](optim_core::Error::DeviceLimit); [`Device`](optim_core::Error::Device) where the driver refuses.
+    pub fn new() -> Result<Self> {
+        Self::with_options(&GpuOptions::default())
+    }
+
+    /// As [`new`](Self::new), with options.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_options(options: &GpuOptions) -> Result<Self> {
+        Ok(Self { context: Arc::new(Context::open(options)?) })
+    }
+
+    /// Uses the caller's device. No handler is installed on it, and its limits are taken as they are: the default limits of
+    /// WebGPU are enough.
+    ///
+    /// # Errors
+    /// [`DeviceLimit`](optim_core::Error::DeviceLimit) that names what is missing.
+    pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        Self::from_wgpu_with_options(device, queue, &GpuOptions::default())
+    }
+
+    /// As [`from_wgpu`](Self::from_wgpu), with options.
+    ///
+    /// # Errors
+    /// As [`from_wgpu`](Self::from_wgpu).
+    pub fn from_wgpu_with_options(device: wgpu::Device, queue: wgpu::Queue, options: &GpuOptions) -> Result<Self> {
+        Ok(Self { context: Arc::new(Context::adopt(device, queue, options)?) })
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.context.device
+    }
+
+    /// The queue. What is submitted to it runs in order with the steps.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.context.queue
+    }
+
+    /// What wgpu knows of the adapter.
+    #[must_use]
+    pub fn adapter_info(&self) -> &wgpu::AdapterInfo {
+        &self.context.info
+    }
+
+    /// Whether the adapter is a processor that plays a GPU: right for tests, slow for training.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.context.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// Dispatches, submissions and waits so far, of all clones and engines together.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.context.counters()
+    }
+
+    /// Notes that the device is lost: every later call returns [`DeviceLost`](optim_core::Error::DeviceLost). For the caller's
+    /// own handler of a device that was given to [`from_wgpu`](Self::from_wgpu).
+    pub fn report_lost(&self, detail: impl Into<String>) {
+        let _ = self.context.lose(detail);
+    }
+
+    /// New memory with these values.
+    ///
+    /// # Errors
+    /// What the device returns; [`DeviceLimit`](optim_core::Error::DeviceLimit) for more than a buffer can hold.
+    pub fn buffer(&self, values: &[f32]) -> Result<GpuBuffer> {
+        let buffer = self.zeros(values.len())?;
+        buffer.write(values)?;
+        Ok(buffer)
+    }
+
+    /// New memory, all zero.
+    ///
+    /// # Errors
+    /// As [`buffer`](Self::buffer).
+    pub fn zeros(&self, len: usize) -> Result<GpuBuffer> {
+        Ok(self.arena(&[len])?.remove(0))
+    }
+
+    /// New memory, all `value`.
+    ///
+    /// # Errors
+    /// As [`buffer`](Self::buffer).
+    pub fn filled(&self, len: usize, value: f32) -> Result<GpuBuffer> {
+        let buffer = self.zeros(len)?;
+        let mut encoder = self.context.encoder()?;
+        let region = Region { buffer: &buffer.buffer, offset: buffer.offset, span: len };
+        self.context.fill(&mut encoder, region, value)?;
+        self.context.submit(encoder)?;
+        Ok(buffer)
+    }
+
+    /// New memory for many tensors, all zero, packed into as few buffers as the device allows.
+    ///
+    /// An optimizer over exactly these tensors, in this order, lays its state out alike: with parameters in one arena and
+    /// gradients in another, a step is one dispatch for each buffer, where tensors in buffers of their own take one each.
+    ///
+    /// # Errors
+    /// As [`buffer`](Self::buffer).
+    pub fn arena(&self, lens: &[usize]) -> Result<Vec<GpuBuffer>> {
+        self.context.ready()?;
+        self.context.arena(lens)
+    }
+
+    /// `len` elements of the caller's buffer, from a byte offset on; as [`GpuBuffer::from_wgpu`], but tied to this device: the
+    /// offset need only be a multiple of the device's `min_storage_buffer_offset_alignment`, a buffer of another device is
+    /// refused here, and it can be read and written where its usage allows.
+    ///
+    /// # Errors
+    /// [`Memory`](optim_core::Error::Memory) that says what was expected.
+    pub fn wrap(&self, buffer: wgpu::Buffer, offset: u64, len: usize) -> Result<GpuBuffer> {
+        self.context.ready()?;
+        let alignment = self.context.limits.min_storage_buffer_offset_alignment.into();
+        let buffer = GpuBuffer::foreign(buffer, offset, len, alignment, Some(Arc::clone(&self.context)))?;
+        self.context.refuse_strangers("buffer", "wgpu::Buffer", &buffer.buffer)?;
+        Ok(buffer)
+    }
+}
+
+impl Backend for GpuBackend {
+    fn name(&self) -> &'static str {
+        "gpu"
+    }
+
+    /// The adapter's name, the driver, wgpu's backend, and "software" for a processor that plays a GPU.
+    fn describe(&self) -> String {
+        self.context.describe()
+    }
+
+    fn engine(&self, plan: &Plan<'_>) -> Result<Box<dyn Engine>> {
+        self.context.ready()?;
+        Ok(Box::new(GpuEngine::new(Arc::clone(&self.context), plan)?))
+    }
+}
+
+impl fmt::Debug for GpuBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("GpuBackend").field(&self.context.describe()).finish()
+    }
+}

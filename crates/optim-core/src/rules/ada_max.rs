@@ -116,14 +116,18 @@ impl UpdateRule for AdaMax {
         adam::slots()
     }
 
+    fn betas(&self) -> [f64; 2] {
+        [self.beta1, self.beta2]
+    }
+
     fn scalars(&self, at: &At) -> StepScalars {
-        let (beta1, beta2, eps_inside, eps_outside) = if self.eps_inside {
-            (self.beta1, self.beta2, self.eps, 0.0)
+        let (beta1, beta2, eps_inside, eps_outside, beta1_power) = if self.eps_inside {
+            (self.beta1, self.beta2, self.eps, 0.0, power(self.beta1, at.t))
         } else {
-            (rounded(self.beta1), rounded(self.beta2), 0.0, self.eps)
+            (rounded(self.beta1), rounded(self.beta2), 0.0, self.eps, at.beta_powers[0])
         };
         StepScalars::new(&Step {
-            alpha: single(at.lr / (1.0 - power(beta1, at.t))),
+            alpha: single(at.lr / (1.0 - beta1_power)),
             beta1: single(beta1),
             one_minus_beta1: single(1.0 - beta1),
             beta2: single(beta2),

@@ -110,6 +110,10 @@ impl UpdateRule for Lars {
         self.inner.spec().slots()
     }
 
+    fn betas(&self) -> [f64; 2] {
+        self.inner.spec().betas()
+    }
+
     fn scalars(&self, at: &At) -> StepScalars {
         self.inner.spec().scalars(at)
     }

@@ -93,6 +93,10 @@ impl UpdateRule for LazyAdam {
         "adam"
     }
 
+    fn betas(&self) -> [f64; 2] {
+        [self.beta1, self.beta2]
+    }
+
     fn scalars(&self, at: &At) -> StepScalars {
         adam::scalars(at, self.beta1, self.beta2, self.eps, self.use_nesterov)
     }

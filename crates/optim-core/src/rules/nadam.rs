@@ -137,8 +137,7 @@ impl UpdateRule for NAdam {
     fn validate(&self) -> Result<()> {
         adam::validate_torch("nadam", self.beta1, self.beta2, self.eps)?;
         let momentum_decay = self.momentum_decay;
-        let usable = momentum_decay.is_finite() && momentum_decay >= 0.0;
-        check("nadam.momentum_decay", "finite and ≥ 0", momentum_decay, |x| usable)
+        check("nadam.momentum_decay", "finite and ≥ 0", momentum_decay, |x| x.is_finite() && x >= 0.0)
     }
 
     fn slots(&self) -> Vec<Slot> {

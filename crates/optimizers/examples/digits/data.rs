@@ -42,5 +42,6 @@ fn read() -> Result<Vec<Image>, Box<dyn Error>> {
 fn image(row: &[u8]) -> Result<Image, Box<dyn Error>> {
     let (&digit, pixels) = row.split_last().ok_or("an empty row")?;
     let pixels: [u8; PIXELS] = pixels.try_into()?;
-    Ok(Image { pixels: pixels.map(|ink| f32::from(ink) / 16.0), digit: digit.into() })
+    let digit = Some(digit.into()).filter(|&digit| digit < DIGITS).ok_or("the last column is not a digit")?;
+    Ok(Image { pixels: pixels.map(|ink| f32::from(ink) / 16.0), digit })
 }

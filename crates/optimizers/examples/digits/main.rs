@@ -1,8 +1,9 @@
-//! Trains a small network on handwritten digits, on the CPU or the GPU: `cargo run --release --example digits -- --help`.
+//! Trains a small network on handwritten digits: `cargo run --release --example digits -- --help`.
 //!
 //! The network is plain Rust on plain `Vec<f32>`s. What is shown here is all that such a program needs of the library:
-//! parameters in two groups, a rate that warms up and decays, and one `step` for each mini-batch. The same seed gives the
-//! same weights in every run, on the CPU with any number of threads, and on a GPU that computes as the CPU does.
+//! parameters in two groups, a rate that warms up and decays, and one `step` for each mini-batch, on the CPU or the
+//! GPU. The same seed gives the same weights in every run, for any number of threads, and also on a GPU if its
+//! divisions and square roots round correctly.
 
 mod data;
 mod network;
@@ -15,8 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use clap::builder::PossibleValuesParser;
+use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use optimizers::schedule::{CosineDecay, WarmUp};
 use optimizers::{Backend, Optimizer, ParamGroup, Parameter, Rate, Schedule};
@@ -24,7 +24,7 @@ use optimizers::{Backend, Optimizer, ParamGroup, Parameter, Rate, Schedule};
 use crate::data::{DIGITS, Digits, PIXELS};
 use crate::network::{Evaluation, HIDDEN, Network};
 use crate::random::Random;
-use crate::rules::RULES;
+use crate::rules::Entry;
 
 const BATCH: usize = 32;
 const WEIGHT_DECAY: f64 = 1e-4;
@@ -32,12 +32,12 @@ const WEIGHT_DECAY: f64 = 1e-4;
 /// Trains a 64-64-10 network on handwritten digits.
 #[derive(Parser)]
 struct Options {
-    /// Where the updates run; `auto` is the GPU if there is a hardware one.
-    #[arg(long, value_name = "BACKEND", default_value = "cpu", value_parser = PossibleValuesParser::new(["cpu", "gpu", "auto"]))]
-    backend: String,
+    /// Where the updates run.
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: Place,
     /// The update rule.
-    #[arg(long, value_name = "RULE", default_value = "adam", value_parser = PossibleValuesParser::new(RULES.iter().map(|rule| rule.name)))]
-    optimizer: String,
+    #[arg(long, value_name = "RULE", default_value = "adam", value_parser = rules::parser())]
+    optimizer: &'static Entry,
     /// How often every training image is seen.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
@@ -49,6 +49,14 @@ struct Options {
     plot: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Place {
+    Cpu,
+    Gpu,
+    /// The GPU if there is a hardware one, else the CPU.
+    Auto,
+}
+
 /// One training run: what the table and the picture are made of.
 struct Run {
     optimizer: &'static str,
@@ -58,6 +66,13 @@ struct Run {
     /// Spent inside `Optimizer::step`.
     updating: Duration,
     weights_hash: u64,
+}
+
+impl Run {
+    /// A run has at least one epoch.
+    fn last(&self) -> &Epoch {
+        self.epochs.last().expect("at least one epoch")
+    }
 }
 
 struct Step {
@@ -83,14 +98,16 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let run = train(options)?;
-    let Some(Epoch { test, .. }) = run.epochs.last() else { return Err("no epoch was run".into()) };
     print_table(&run);
-    if let Some(path) = &options.plot {
-        plot::draw(&run, path)?;
-        println!("picture: {}", path.display());
+    match &options.plot {
+        Some(path) => {
+            plot::draw(&run, path)?;
+            println!("picture: {}", path.display());
+        }
+        None => println!("picture: none, for want of --plot PATH"),
     }
     println!("weights hash: {:016x}", run.weights_hash);
-    println!("test accuracy: {:.3}", test.accuracy);
+    println!("test accuracy: {:.3}", run.last().test.accuracy);
     Ok(())
 }
 
@@ -100,9 +117,8 @@ fn train(options: &Options) -> Result<Run, Box<dyn Error>> {
     let mut network = Network::random(&mut random);
     let mut gradient = Network::zero();
 
-    let rule = RULES.iter().find(|rule| rule.name == options.optimizer).ok_or("no such rule")?;
     let updates = u64::from(options.epochs) * train.len().div_ceil(BATCH) as u64;
-    let mut optimizer = build(rule, updates, &options.backend)?;
+    let mut optimizer = build(options.optimizer, updates, options.backend)?;
 
     let mut steps = Vec::new();
     let mut epochs = Vec::new();
@@ -137,13 +153,13 @@ fn train(options: &Options) -> Result<Run, Box<dyn Error>> {
     }
     bar.finish_and_clear();
 
-    let backend = optimizer.backend().describe();
-    Ok(Run { optimizer: rule.name, backend, steps, epochs, updating, weights_hash: network.hash() })
+    let backend = format!("{} ({})", optimizer.backend().name(), optimizer.backend().describe());
+    Ok(Run { optimizer: options.optimizer.name, backend, steps, epochs, updating, weights_hash: network.hash() })
 }
 
-/// The optimizer of a run of so many updates: weights with decay, biases without; a warm-up over a tenth of the run, then a
-/// cosine down to 0.
-fn build(rule: &rules::Entry, updates: u64, backend: &str) -> optimizers::Result<Optimizer> {
+/// The optimizer of a run of so many updates: weights with decay, biases without; a warm-up over a tenth of the run,
+/// then a cosine down to 0.
+fn build(rule: &Entry, updates: u64, place: Place) -> optimizers::Result<Optimizer> {
     let warm_up = updates.div_ceil(10);
     let cosine = CosineDecay::new(0.0, rule.lr, (updates - warm_up).max(1))?;
     let rate = Rate::from(WarmUp::new(rule.lr, warm_up)?.then(warm_up, cosine));
@@ -151,10 +167,10 @@ fn build(rule: &rules::Entry, updates: u64, backend: &str) -> optimizers::Result
     let weights =
         [Parameter::new("hidden.weight", [HIDDEN, PIXELS]), Parameter::new("output.weight", [DIGITS, HIDDEN])];
     let biases = [Parameter::new("hidden.bias", [HIDDEN]), Parameter::new("output.bias", [DIGITS])];
-    let backend = match backend {
-        "gpu" => Backend::Gpu,
-        "auto" => Backend::auto(),
-        _ => Backend::Cpu,
+    let backend = match place {
+        Place::Cpu => Backend::Cpu,
+        Place::Gpu => Backend::Gpu,
+        Place::Auto => Backend::auto(),
     };
     (rule.with_rate)(rate)
         .groups([ParamGroup::new(weights).weight_decay(WEIGHT_DECAY), ParamGroup::new(biases).weight_decay(0.0)])
@@ -168,23 +184,18 @@ fn progress_bar(updates: u64) -> Result<ProgressBar, Box<dyn Error>> {
 }
 
 fn print_table(run: &Run) {
+    let Epoch { train, test } = run.last();
     println!("backend: {}", run.backend);
+    println!("optimizer    epochs   steps  train loss  train accuracy  test accuracy  time per step  weights hash");
     println!(
-        "{:<12} {:>6} {:>6} {:>10} {:>14} {:>13} {:>13}  weights hash",
-        "optimizer", "epochs", "steps", "train loss", "train accuracy", "test accuracy", "time per step"
+        "{:<12} {:>6} {:>7} {:>11.5} {:>15.3} {:>14.3} {:>11.1} µs  {:016x}",
+        run.optimizer,
+        run.epochs.len(),
+        run.steps.len(),
+        train.loss,
+        train.accuracy,
+        test.accuracy,
+        run.updating.as_secs_f64() * 1e6 / run.steps.len() as f64,
+        run.weights_hash,
     );
-    if let Some(Epoch { train, test }) = run.epochs.last() {
-        let microseconds = run.updating.as_secs_f64() * 1e6 / run.steps.len() as f64;
-        println!(
-            "{:<12} {:>6} {:>6} {:>10.5} {:>14.3} {:>13.3} {:>10.1} µs  {:016x}",
-            run.optimizer,
-            run.epochs.len(),
-            run.steps.len(),
-            train.loss,
-            train.accuracy,
-            test.accuracy,
-            microseconds,
-            run.weights_hash,
-        );
-    }
 }

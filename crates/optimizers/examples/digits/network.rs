@@ -1,4 +1,4 @@
-//! The network: two dense layers with a ReLU between them, and softmax cross-entropy. Sums run in one fixed order, so the
+//! The network: two dense layers with a ReLU between them, and softmax cross-entropy. Sums run in one fixed order: the
 //! same weights and images give the same bits.
 
 use crate::data::{DIGITS, Image, PIXELS};

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
+use plotters::chart::SeriesLabelPosition::{self, LowerRight, UpperRight};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
@@ -45,7 +46,8 @@ fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
         Line { label: "test", color: TEST, points: epochs.clone().map(|(x, epoch)| (x, epoch.test.loss)).collect() },
     ];
     let (low, high) = bounds(&losses);
-    chart(&charts[0], "loss (cross-entropy)", (low.max(1e-6)..high.max(1e-5)).log_scale(), &losses)?;
+    let range = (low.max(1e-6)..high.max(1e-5)).log_scale();
+    chart(&charts[0], "loss (cross-entropy)", range, UpperRight, &losses)?;
 
     let accuracies = [
         Line {
@@ -56,11 +58,11 @@ fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
         Line { label: "test", color: TEST, points: epochs.map(|(x, epoch)| (x, epoch.test.accuracy)).collect() },
     ];
     let (low, _) = bounds(&accuracies);
-    chart(&charts[1], "accuracy", (low - 0.02).max(0.0)..1.005, &accuracies)?;
+    chart(&charts[1], "accuracy", (low - 0.02).max(0.0)..1.005, LowerRight, &accuracies)?;
 
     let rates = [Line { label: "rate", color: TRAIN, points: steps.map(|(x, step)| (x, step.rate)).collect() }];
     let (_, high) = bounds(&rates);
-    chart(&charts[2], "learning rate", 0.0..high * 1.05, &rates)?;
+    chart(&charts[2], "learning rate", 0.0..high * 1.05, UpperRight, &rates)?;
     area.present()?;
     Ok(())
 }
@@ -70,6 +72,7 @@ fn chart<Y>(
     area: &Area<'_>,
     title: &str,
     range: impl AsRangedCoord<CoordDescType = Y, Value = f64>,
+    legend: SeriesLabelPosition,
     lines: &[Line],
 ) -> Result<(), Box<dyn Error>>
 where
@@ -98,6 +101,8 @@ where
     }
     chart
         .configure_series_labels()
+        .position(legend)
+        .margin(15)
         .label_font((FONT, 14))
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))

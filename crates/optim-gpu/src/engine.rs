@@ -1,0 +1,275 @@
+//! One optimizer's state on the device, and its step.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use optim_core::backend::{Plan, Record, Update, wrong_memory};
+use optim_core::rule::Passes;
+use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result};
+use optim_shaders::Width;
+
+use crate::GpuBuffer;
+use crate::buffer::USAGE;
+use crate::device::Context;
+use crate::layout::{Layout, Piece, bytes};
+use crate::pipeline::KernelKey;
+use crate::schedule::{Pair, Parts, Schedule, Side};
+use crate::transfer::{Region, copy_bytes};
+
+/// Schedules that are kept: enough for gradients that alternate between a few sets of buffers.
+const KEPT: usize = 4;
+
+/// Places in the ring of records.
+const RING: u64 = 64;
+
+pub(crate) struct GpuEngine {
+    context: Arc<Context>,
+    kernel: KernelKey,
+    names: Vec<String>,
+    layout: Layout,
+    /// Pages for each slot.
+    slots: Vec<Vec<wgpu::Buffer>>,
+    /// Pages for host parameters and for host gradients; made at their first use.
+    staged: [Vec<wgpu::Buffer>; 2],
+    ring: Option<Ring>,
+    /// The most recently used first. They keep the caller's buffers alive.
+    schedules: Vec<Schedule>,
+    words: Vec<u32>,
+}
+
+/// The records of the coming steps. A step writes a place of its own, so that no step waits for an earlier one to be done with
+/// its records.
+struct Ring {
+    buffer: wgpu::Buffer,
+    /// The bytes of one place that a kernel sees.
+    size: u64,
+    next: u64,
+}
+
+impl Ring {
+    const fn stride(&self) -> u64 {
+        self.size.next_multiple_of(256)
+    }
+}
+
+impl GpuEngine {
+    pub(crate) fn new(context: Arc<Context>, plan: &Plan<'_>) -> Result<Self> {
+        let rule = plan.rule.spec();
+        let slots = rule.slots();
+        let kernel = KernelKey { rule: rule.source(), entry: rule.entry(), slots: slots.len(), width: Width::Vec4 };
+        match rule.passes() {
+            Passes::Elementwise => {}
+            passes => {
+                let what = format!("the rule {:?} with passes {passes:?}", rule.name());
+                return Err(Error::Unsupported { what, backend: "gpu".into() });
+            }
+        }
+        kernel.source()?;
+        let layout = Layout::new(plan.parameters.iter().map(|parameter| parameter.len()), context.window);
+        let mut encoder = context.encoder()?;
+        let mut pages_of = Vec::with_capacity(slots.len());
+        for slot in slots {
+            let pages = context.pages(&layout, slot.name)?;
+            if slot.init.to_bits() != 0 {
+                for (buffer, &span) in pages.iter().zip(&layout.pages) {
+                    context.fill(&mut encoder, Region { buffer, offset: 0, span }, slot.init)?;
+                }
+            }
+            pages_of.push(pages);
+        }
+        context.submit(encoder)?;
+        Ok(Self {
+            names: plan.parameters.iter().map(|parameter| parameter.name().to_owned()).collect(),
+            kernel,
+            layout,
+            slots: pages_of,
+            staged: Default::default(),
+            ring: None,
+            schedules: Vec::with_capacity(KEPT + 1),
+            words: Vec::new(),
+            context,
+        })
+    }
+
+    /// Where the memory of a step lies. Refuses what is not this backend's.
+    fn pairs<'a>(&self, params: &'a [ParamMut<'_>], grads: &'a [Grad<'_>]) -> Result<Vec<Pair<&'a GpuBuffer>>> {
+        let mut pairs = Vec::with_capacity(params.len());
+        for ((param, grad), name) in params.iter().zip(grads).zip(&self.names) {
+            let other = |what, got| Error::DType { what, name: name.clone(), expected: DType::F32, got };
+            let param_side = match param {
+                ParamMut::F32(_) => Side::Host,
+                ParamMut::Device(memory) => Side::Device(self.own("parameter", name, *memory)?),
+                param => return Err(other("parameter", param.dtype())),
+            };
+            let grad_side = match grad {
+                Grad::None => Side::Absent,
+                Grad::F32(_) => Side::Host,
+                Grad::Device(memory) => Side::Device(self.own("gradient", name, *memory)?),
+                grad => return Err(other("gradient", grad.dtype().unwrap_or(DType::F32))),
+            };
+            let nothing = param.is_empty() || grad.is_none();
+            pairs.push(if nothing { Pair::ABSENT } else { Pair { param: param_side, grad: grad_side } });
+        }
+        Ok(pairs)
+    }
+
+    fn own<'a>(&self, what: &'static str, name: &str, memory: &'a dyn DeviceMemory) -> Result<&'a GpuBuffer> {
+        let expected = "a GpuBuffer or a slice";
+        let Some(buffer) = memory.as_any().downcast_ref::<GpuBuffer>() else {
+            return Err(wrong_memory(what, name, expected, "another backend's memory"));
+        };
+        match &buffer.home {
+            Some(home) if !home.shares_device_with(&self.context) => {
+                Err(wrong_memory(what, name, "a buffer of this backend's device", "one of another device"))
+            }
+            _ => Ok(buffer),
+        }
+    }
+
+    /// Makes the pages for what comes from the host, if there is any and they are not there yet.
+    fn stage(&mut self, pairs: &[Pair<&GpuBuffer>]) -> Result<()> {
+        let params = pairs.iter().any(|pair| matches!(pair.param, Side::Host));
+        let grads = pairs.iter().any(|pair| matches!(pair.grad, Side::Host));
+        for (staged, (label, used)) in self.staged.iter_mut().zip([("parameters", params), ("gradients", grads)]) {
+            if used && staged.is_empty() {
+                *staged = self.context.pages(&self.layout, label)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the records into words, and makes a ring with room for them.
+    fn prepare(&mut self, records: &[Record]) -> Result<()> {
+        self.words.clear();
+        for Record { shaping, scalars, .. } in records {
+            self.words.extend([shaping.factor.to_bits(), shaping.weight_decay.to_bits(), 0, 0]);
+            self.words.extend(scalars.words());
+        }
+        let size = bytes(self.words.len());
+        if self.ring.as_ref().is_none_or(|ring| ring.size < size) {
+            let stride = size.next_multiple_of(256);
+            let buffer = self.context.create_buffer("records", RING * stride, USAGE, false)?;
+            self.ring = Some(Ring { buffer, size, next: 0 });
+            self.schedules.clear();
+        }
+        Ok(())
+    }
+
+    /// Puts the schedule for this memory in front, made if need be.
+    fn schedule(&mut self, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<()> {
+        if let Some(known) = self.schedules.iter().position(|schedule| schedule.is_for(pairs, record_of)) {
+            self.schedules[..=known].rotate_right(1);
+            return Ok(());
+        }
+        let Some(ring) = &self.ring else { return Ok(()) };
+        let parts = Parts {
+            context: &self.context,
+            kernel: self.kernel,
+            names: &self.names,
+            layout: &self.layout,
+            slots: &self.slots,
+            staged: [&self.staged[0], &self.staged[1]],
+            records: (&ring.buffer, ring.size),
+        };
+        self.schedules.insert(0, Schedule::new(&parts, pairs, record_of)?);
+        self.schedules.truncate(KEPT);
+        Ok(())
+    }
+
+    /// Encodes the dispatches of the schedule in front.
+    fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let (Some(ring), Some(schedule)) = (&mut self.ring, self.schedules.first()) else { return Ok(()) };
+        let offset = ring.next * ring.stride();
+        ring.next = (ring.next + 1) % RING;
+        let dynamic = u32::try_from(offset)
+            .map_err(|_| Error::Unsupported { what: "this number of groups".into(), backend: "gpu".into() })?;
+        self.context.scoped(|| {
+            self.context.queue.write_buffer(&ring.buffer, offset, bytemuck::cast_slice(&self.words));
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for dispatch in &schedule.dispatches {
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(0, &dispatch.bindings, &[dynamic]);
+                pass.dispatch_workgroups(dispatch.grid.0, dispatch.grid.1, 1);
+            }
+        })?;
+        self.context.counts.dispatches.fetch_add(schedule.dispatches.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    fn slot_regions(&self, parameter: usize, slot: usize) -> (&[Piece], Vec<Region<'_>>) {
+        let pieces = self.layout.pieces_of(parameter);
+        (pieces, pieces.iter().map(|piece| region(&self.slots[slot], piece)).collect())
+    }
+}
+
+/// A piece, with its padding, in memory of ours.
+fn region<'a>(pages: &'a [wgpu::Buffer], piece: &Piece) -> Region<'a> {
+    Region { buffer: &pages[piece.page], offset: bytes(piece.offset), span: piece.span() }
+}
+
+impl Engine for GpuEngine {
+    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
+        self.context.ready()?;
+        let pairs = self.pairs(params, grads)?;
+        if pairs.iter().all(Pair::is_absent) {
+            return Ok(());
+        }
+        self.stage(&pairs)?;
+        self.prepare(update.records)?;
+        self.schedule(&pairs, update.record_of)?;
+        let on_host = |side: fn(&Pair<&GpuBuffer>) -> bool| -> Vec<Piece> {
+            self.layout.pieces.iter().filter(|piece| side(&pairs[piece.tensor])).copied().collect()
+        };
+        let host_params = on_host(|pair| matches!(pair.param, Side::Host));
+        let host_grads = on_host(|pair| matches!(pair.grad, Side::Host));
+
+        // From here on things change.
+        let mut encoder = self.context.encoder()?;
+        let values_of_params = host_params.iter().filter_map(|piece| match &params[piece.tensor] {
+            ParamMut::F32(values) => Some((region(&self.staged[0], piece), &values[piece.range()])),
+            _ => None,
+        });
+        let values_of_grads = host_grads.iter().filter_map(|piece| match grads[piece.tensor] {
+            Grad::F32(values) => Some((region(&self.staged[1], piece), &values[piece.range()])),
+            _ => None,
+        });
+        let uploads: Vec<_> = values_of_params.chain(values_of_grads).collect();
+        self.context.upload(&mut encoder, &uploads)?;
+        self.encode(&mut encoder)?;
+
+        let regions: Vec<_> = host_params.iter().map(|piece| region(&self.staged[0], piece)).collect();
+        self.context.download(encoder, &regions, |item, first, bytes| {
+            let piece = host_params[item];
+            if let ParamMut::F32(values) = &mut params[piece.tensor] {
+                let Range { start, end } = piece.range();
+                copy_bytes(bytes, &mut values[(start + first).min(end)..end]);
+            }
+        })
+    }
+
+    fn read_slot(&self, parameter: usize, slot: usize) -> Result<Vec<f32>> {
+        self.context.ready()?;
+        let (pieces, regions) = self.slot_regions(parameter, slot);
+        self.context.read(&regions, pieces.iter().map(|piece| piece.len).sum())
+    }
+
+    fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()> {
+        self.context.ready()?;
+        let (pieces, regions) = self.slot_regions(parameter, slot);
+        let mut encoder = self.context.encoder()?;
+        // The padding stays as it is.
+        let regions = regions.into_iter().zip(pieces).map(|(region, piece)| Region { span: piece.len, ..region });
+        let uploads: Vec<_> = regions.zip(pieces.iter().map(|piece| &values[piece.range()])).collect();
+        self.context.upload(&mut encoder, &uploads)?;
+        self.context.submit(encoder)?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for GpuEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GpuEngine").field("kernel", &self.kernel).finish_non_exhaustive()
+    }
+}

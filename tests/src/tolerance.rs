@@ -1,0 +1,29 @@
+//! How far results may be apart, each with its reason. Where nothing is said, bits must be equal.
+
+/// MindSpore's trajectories, `f32` against `f32`: every parameter after every update, and every slot after the last, within
+/// this part of the tensor's largest absolute value. Both sides round, in a different order, over 12 updates.
+pub const GOLDEN: f64 = 4e-6;
+
+/// MindSpore's schedules, evaluated in `f32`, against ours in `f64`: this part of the value; where the schedule subtracts,
+/// of its largest value. That is three roundings.
+pub const SCHEDULE: f64 = 2e-7;
+
+/// Kernels in `f32` against the judge in `f64`, in units of [`UNIT`] times the judge's scale
+/// ([`reference::train`](crate::reference::train)). A kernel rounds about ten times an update; the errors of earlier updates
+/// fade with the means or add up with the path, which the scale contains.
+pub const JUDGE: f64 = 16.0;
+
+/// The CPU against a GPU other than llvmpipe, in the same units. Vulkan allows 2.5 ulp for division, 3 ulp for the square root
+/// (1 / inversesqrt), and the contraction of a product and a sum; with all three Adam was measured at 39 units after 100 updates.
+/// On llvmpipe bits are equal.
+pub const PARITY: f64 = 64.0;
+
+/// The change of a rate that a bit-wise comparison must notice: 16 units in the last place.
+pub const CONTROL_BITS: f64 = 1e-6;
+
+/// The change of a rate that a comparison within [`PARITY`] or [`JUDGE`] must notice: far above both for any rule whose
+/// updates are not tiny beside the parameter.
+pub const CONTROL_BOUND: f64 = 1e-2;
+
+/// Half the distance from 1 to the next `f32`: the largest relative error of one rounding.
+pub const UNIT: f64 = 1.0 / 16_777_216.0;

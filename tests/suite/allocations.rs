@@ -1,0 +1,149 @@
+//! The steady-state step on the CPU allocates nothing: counted by the allocator of this test binary.
+#![allow(unsafe_code, reason = "an allocator is an unsafe trait; this one adds a counter to the system's")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+struct Counting;
+
+thread_local! {
+    /// Where this thread's allocations are counted. `const`, without a destructor: reading it never allocates.
+    static COUNTER: Cell<Option<&'static AtomicUsize>> = const { Cell::new(None) };
+}
+
+fn count() {
+    if let Some(counter) = COUNTER.get() {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every method hands its arguments to `System` unchanged, whose contract is the same, and `count` neither allocates
+// nor unwinds: it reads a constant-initialized thread-local without a destructor and adds to an atomic.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are those that `System` asks for; `ptr` came from `System`.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are those that `System` asks for; `ptr` came from `System`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+/// A counter for this test alone: other tests run at the same time, on threads that do not count into it.
+fn counter() -> &'static AtomicUsize {
+    Box::leak(Box::new(AtomicUsize::new(0)))
+}
+
+/// The allocator counts at all.
+#[test]
+fn allocations_are_counted() {
+    let counter = counter();
+    COUNTER.set(Some(counter));
+    drop(std::hint::black_box(vec![1_u8; 100]));
+    COUNTER.set(None);
+    assert_eq!(counter.load(Ordering::Relaxed), 1);
+}
+
+#[cfg(feature = "cpu")]
+mod cpu {
+    use std::sync::Arc;
+
+    use optim_tests::{Problem, Setup};
+    use optimizers::{CpuBackend, Grad, Optimizer, ParamMut, Rule};
+    use rayon::ThreadPoolBuilder;
+
+    use super::*;
+
+    const STEPS: usize = 200;
+
+    /// Small enough to be done by the calling thread, and large enough to be shared.
+    const SETS: [&[usize]; 2] = [&[100, 7, 2000, 1, 64], &[100_000, 3, 50_001, 1, 16_384]];
+
+    /// A pool whose threads count.
+    fn pool(counter: &'static AtomicUsize) -> Arc<rayon::ThreadPool> {
+        let pool = ThreadPoolBuilder::new().num_threads(3).start_handler(|_| COUNTER.set(Some(counter)));
+        Arc::new(pool.build().unwrap())
+    }
+
+    /// Hands over a step of each rule: an optimizer with its memory, already borrowed.
+    fn with_optimizer(lens: &[usize], backend: CpuBackend, use_it: impl Fn(&str, &mut (dyn FnMut() + Send))) {
+        let problem = Problem::new(lens, 1, 1);
+        for rule in Rule::all() {
+            let name = format!("{rule:?}");
+            // Two groups, decay and a loss scale: nothing is left out of the step.
+            let setup = Setup { rule, groups: vec![(1e-2, 0.1), (1e-3, 0.0)], loss_scale: 3.0 };
+            let mut optimizer: Optimizer = setup.builder(&problem.parameters).build(backend.clone()).unwrap();
+            let mut p = problem.start.clone();
+            let mut params: Vec<ParamMut<'_>> = p.iter_mut().map(Into::into).collect();
+            let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
+            use_it(&name, &mut || assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied"));
+        }
+    }
+
+    /// The allocations of a round of steps: of the first round that has at most so many, or the fewest. More than one round,
+    /// since a thread of a pool allocates when it first looks for work, and on a busy machine that may be late.
+    fn fewest(counter: &AtomicUsize, most: usize, step: &mut dyn FnMut()) -> usize {
+        let mut fewest = usize::MAX;
+        for _ in 0..20 {
+            let before = counter.load(Ordering::SeqCst);
+            (0..STEPS).for_each(|_| step());
+            fewest = fewest.min(counter.load(Ordering::SeqCst) - before);
+            if fewest <= most {
+                break;
+            }
+        }
+        fewest
+    }
+
+    /// Inside a pool: nothing, on no thread.
+    #[test]
+    fn none_inside_a_pool() {
+        for lens in SETS {
+            let counter = counter();
+            let pool = pool(counter);
+            pool.install(|| drop(std::hint::black_box(vec![1_u8; 100])));
+            assert!(counter.load(Ordering::SeqCst) > 0, "the pool's threads count");
+            // The optimizer is built outside, with the pool's number of threads; its steps run inside.
+            with_optimizer(lens, CpuBackend::with_pool(Arc::clone(&pool)), |rule, step| {
+                let allocations = pool.install(|| fewest(counter, 0, step));
+                assert_eq!(allocations, 0, "{rule}: allocations in {STEPS} steps");
+            });
+        }
+    }
+
+    /// From outside: the queue by which rayon takes work from other threads is a list of blocks of 63 jobs; a step hands over
+    /// one job, or none if it is small. Nothing else.
+    #[test]
+    fn a_block_every_63_steps_from_outside() {
+        for (lens, shared) in SETS.into_iter().zip([false, true]) {
+            let counter = counter();
+            let pool = pool(counter);
+            with_optimizer(lens, CpuBackend::with_pool(pool), |rule, step| {
+                let most = if shared { STEPS / 63 + 1 } else { 0 };
+                COUNTER.set(Some(counter));
+                let allocations = fewest(counter, most, step);
+                COUNTER.set(None);
+                assert!(allocations <= most, "{rule}: {allocations} allocations in {STEPS} steps, at most {most}");
+            });
+        }
+    }
+}

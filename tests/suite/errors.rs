@@ -1,0 +1,532 @@
+//! Every refusal: a typed error whose message names what is wrong; and nothing has changed.
+
+use std::any::Any;
+
+use half::{bf16, f16};
+use optim_tests::{Bound, Run, Target, compare, on_every_backend};
+use optimizers::core::Backend;
+use optimizers::schedule::{CosineDecay, PolynomialDecay, WarmUp};
+use optimizers::{
+    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Momentum, Optimizer, ParamGroup, ParamMut, Parameter,
+    Rate, Result, Rule, Schedule, Sgd,
+};
+
+/// A backend that must not be opened: input is checked first.
+struct Unopened;
+
+impl IntoBackend for Unopened {
+    fn into_backend(self) -> Result<Box<dyn Backend>> {
+        panic!("the backend was opened before the input was checked")
+    }
+}
+
+/// The message names these, starts in lower case and has no full stop.
+#[track_caller]
+fn names(error: &Error, names: &[&str]) {
+    let message = error.to_string();
+    for name in names {
+        assert!(message.contains(name), "{message:?} does not name {name:?}");
+    }
+    // A name that the user wrote keeps its case.
+    let named = names.iter().any(|name| message.starts_with(name));
+    let lower_case = message.chars().next().is_some_and(|c| !c.is_uppercase());
+    assert!((named || lower_case) && !message.ends_with('.'), "{message:?} is not in our style");
+}
+
+/// The error of a builder that must be refused.
+#[track_caller]
+fn refused(builder: Builder, mentions: &[&str]) -> Error {
+    let error = match builder.build(Unopened) {
+        Err(error) => error,
+        Ok(optimizer) => panic!("built {optimizer:?}, expected an error that names {mentions:?}"),
+    };
+    names(&error, mentions);
+    error
+}
+
+macro_rules! assert_refused {
+    ($builder:expr, $error:pat, $($mention:expr),*) => {
+        let error = refused($builder, &[$($mention),*]);
+        assert!(matches!(error, $error), "{error:?}");
+    };
+}
+
+fn weight() -> Parameter {
+    Parameter::new("weight", [2, 3])
+}
+
+fn bias() -> Parameter {
+    Parameter::new("bias", [3])
+}
+
+#[test]
+fn no_parameters() {
+    let none: [Parameter; 0] = [];
+    assert_refused!(Builder::new(Adam::default()), Error::NoParameters { .. }, "the optimizer");
+    assert_refused!(Adam::default().params(&none), Error::NoParameters { .. }, "the optimizer");
+    assert_refused!(Adam::default().groups([]), Error::NoParameters { .. }, "the optimizer");
+    let groups = [ParamGroup::new([weight()]), ParamGroup::new(&none)];
+    assert_refused!(Adam::default().groups(groups), Error::NoParameters { .. }, "group 1");
+}
+
+#[test]
+fn duplicates() {
+    let twice = [weight(), bias(), Parameter::new("weight", [4])];
+    assert_refused!(Adam::default().params(&twice), Error::DuplicateParameter { .. }, "\"weight\"");
+    let within = [ParamGroup::new([bias()]), ParamGroup::new([weight(), weight()])];
+    assert_refused!(Adam::default().groups(within), Error::DuplicateParameter { .. }, "\"weight\"");
+    let across = [ParamGroup::new([weight()]), ParamGroup::new([bias(), weight()])];
+    assert_refused!(Adam::default().groups(across), Error::DuplicateParameter { .. }, "\"weight\"");
+}
+
+#[test]
+fn frozen_parameters() {
+    let frozen = Parameter::new("bn.mean", [3]).requires_grad(false);
+    assert_refused!(Adam::default().params([weight(), frozen]), Error::FrozenParameter { .. }, "\"bn.mean\"");
+}
+
+/// `usize` counts bytes of an f32 and its padding, so shapes overflow before their length does. A zero extent is no excuse.
+#[test]
+fn overflowing_shapes() {
+    for shape in [vec![usize::MAX], vec![1 << 32, 1 << 32], vec![1 << 61], vec![usize::MAX, 2, 0]] {
+        let parameter = Parameter::new("big", shape.clone());
+        let error = refused(Adam::default().params([parameter]), &["\"big\"", &format!("{shape:?}")]);
+        assert_eq!(error, Error::ShapeOverflow { name: "big".into(), shape });
+    }
+}
+
+#[test]
+fn unsupported_types() {
+    for dtype in [DType::F16, DType::Bf16] {
+        let builder = Adam::default().params([weight(), bias().with_dtype(dtype)]);
+        let error = refused(builder, &["\"bias\"", &dtype.to_string()]);
+        assert_eq!(error, Error::DType { what: "parameter", name: "bias".into(), expected: DType::F32, got: dtype });
+    }
+}
+
+#[test]
+fn centralization() {
+    let groups = [ParamGroup::new([bias()]), ParamGroup::new([weight()]).grad_centralization(true)];
+    assert_refused!(Adam::default().groups(groups), Error::Unsupported { .. }, "gradient centralization", "group 1");
+    let off = Adam::default().groups([ParamGroup::new([weight()]).grad_centralization(false)]);
+    assert!(off.build(Target::ALL[0]).is_ok(), "switching it off is fine");
+}
+
+#[test]
+fn orders() {
+    let grouped = || Adam::default().groups([ParamGroup::new([weight()]), ParamGroup::new([bias()])]);
+    let other = Parameter::new("other", [1]);
+    let stranger = [weight(), bias(), other.clone()];
+    assert_refused!(grouped().order_params(&stranger), Error::Unknown { .. }, "\"other\"", "weight, bias");
+    assert_refused!(grouped().order_params([&weight()]), Error::Count { expected: 2, got: 1, .. }, "2", "1");
+    let twice = [weight(), weight()];
+    assert_refused!(grouped().order_params(&twice), Error::DuplicateParameter { .. }, "\"weight\"");
+    let none: [Parameter; 0] = [];
+    assert_refused!(grouped().order_params(&none), Error::Count { .. }, "2", "0");
+}
+
+/// Values that no positive hyper-parameter takes.
+const NOT_POSITIVE: [f64; 6] = [0.0, -0.0, -0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+/// Values that no hyper-parameter of 0 or more takes.
+const NEGATIVE: [f64; 4] = [-0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+/// Values outside of (0, 1).
+const NOT_INSIDE_ONE: [f64; 8] = [0.0, 1.0, 1.1, -0.0, -0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+
+/// A rule's hyper-parameters, apart from rate and decay, with values out of their ranges. No `_` arm: the compiler asks for a
+/// new rule's.
+fn out_of_range(rule: &Rule) -> Vec<(&'static str, Rule)> {
+    fn each<const N: usize, R: Into<Rule>>(
+        name: &'static str,
+        values: [f64; N],
+        rule: impl Fn(f64) -> R,
+    ) -> Vec<(&'static str, Rule)> {
+        values.into_iter().map(|value| (name, rule(value).into())).collect()
+    }
+    match rule {
+        Rule::Sgd(sgd) => [
+            each("sgd.momentum", NEGATIVE, |momentum| Sgd { momentum, ..sgd.clone() }),
+            each("sgd.dampening", NEGATIVE, |dampening| Sgd { dampening, ..sgd.clone() }),
+            each("sgd.nesterov", [0.0], |momentum| Sgd { momentum, nesterov: true, ..sgd.clone() }),
+            each("sgd.nesterov", [0.1], |dampening| Sgd { momentum: 0.9, dampening, nesterov: true, ..sgd.clone() }),
+        ]
+        .concat(),
+        Rule::Momentum(rule) => each("momentum.momentum", NEGATIVE, |momentum| Momentum { momentum, ..rule.clone() }),
+        Rule::Adam(adam) => [
+            each("adam.beta1", NOT_INSIDE_ONE, |beta1| Adam { beta1, ..adam.clone() }),
+            each("adam.beta2", NOT_INSIDE_ONE, |beta2| Adam { beta2, ..adam.clone() }),
+            each("adam.eps", NOT_POSITIVE, |eps| Adam { eps, ..adam.clone() }),
+        ]
+        .concat(),
+    }
+}
+
+#[test]
+fn hyper_parameters_of_every_rule() {
+    for rule in Rule::all() {
+        for (name, bad) in out_of_range(&rule) {
+            assert_refused!(Builder::new(bad).params([weight()]), Error::HyperParameter { .. }, name);
+        }
+    }
+}
+
+/// Values in range that are not after rounding to `f32`, where kernels compute: 1 − β would be 0 and the bias correction 0/0,
+/// ε 0, a momentum infinite.
+#[test]
+fn hyper_parameters_that_round_out_of_range() {
+    let adam = Adam::default;
+    let bad: [(&str, Rule); 8] = [
+        ("adam.beta1", Adam { beta1: 1.0 - 1e-12, ..adam() }.into()),
+        ("adam.beta2", Adam { beta2: 1.0 - 1e-12, ..adam() }.into()),
+        ("adam.eps", Adam { eps: 1e-60, ..adam() }.into()),
+        ("momentum.momentum", Momentum::new(0.1, 1e60).into()),
+        ("sgd.momentum", Sgd { momentum: 1e60, ..Sgd::default() }.into()),
+        ("sgd.dampening", Sgd { momentum: 0.9, dampening: 1e60, ..Sgd::default() }.into()),
+        ("adam.lr", Adam::new(1e60).into()),
+        ("adam.weight_decay", Adam { weight_decay: 1e60, ..adam() }.into()),
+    ];
+    for (name, rule) in bad {
+        assert_refused!(Builder::new(rule).params([weight()]), Error::HyperParameter { .. }, name);
+    }
+}
+
+#[test]
+fn rates() {
+    let grouped = |lr: Rate| Adam::default().groups([ParamGroup::new([bias()]), ParamGroup::new([weight()]).lr(lr)]);
+    let config = |lr: Rate| Adam::new(lr).params([weight()]);
+    let nothing: [f64; 0] = [];
+    let bad = NEGATIVE.map(Rate::from).into_iter().chain([
+        nothing.into(),
+        [0.1, f64::NAN].into(),
+        [f64::INFINITY].into(),
+        vec![0.1, 0.2, f64::NEG_INFINITY].into(),
+    ]);
+    for rate in bad {
+        assert_refused!(config(rate.clone()), Error::HyperParameter { .. }, "adam.lr");
+        assert_refused!(grouped(rate), Error::HyperParameter { .. }, "group 1: lr");
+    }
+    // As in MindSpore: 0 is a rate, and a list may hold any finite numbers.
+    for rate in [Rate::from(0.0), [-0.1].into()] {
+        assert!(config(rate).build(Target::ALL[0]).is_ok(), "a good rate");
+    }
+    for rule in Rule::all() {
+        let name = format!("{}.lr", rule.spec().name());
+        let bad: Rule = match rule {
+            Rule::Sgd(rule) => Sgd { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Momentum(rule) => Momentum { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Adam(rule) => Adam { lr: (-1.0).into(), ..rule }.into(),
+        };
+        assert_refused!(Builder::new(bad).params([weight()]), Error::HyperParameter { .. }, &name, "-1");
+    }
+}
+
+#[test]
+fn weight_decays() {
+    for rule in Rule::all() {
+        let name = format!("{}.weight_decay", rule.spec().name());
+        for bad in NEGATIVE {
+            let builder = || Builder::new(rule.clone());
+            assert_refused!(builder().params([weight()]).weight_decay(bad), Error::HyperParameter { .. }, &name);
+            let groups = [ParamGroup::new([bias()]), ParamGroup::new([weight()]).weight_decay(bad)];
+            assert_refused!(builder().groups(groups), Error::HyperParameter { .. }, "group 1: weight_decay");
+        }
+        let config: Rule = match rule {
+            Rule::Sgd(rule) => Sgd { weight_decay: -1.0, ..rule }.into(),
+            Rule::Momentum(rule) => Momentum { weight_decay: -1.0, ..rule }.into(),
+            Rule::Adam(rule) => Adam { weight_decay: -1.0, ..rule }.into(),
+        };
+        assert_refused!(Builder::new(config).params([weight()]), Error::HyperParameter { .. }, &name, "-1");
+    }
+}
+
+/// 1e-50 is positive, but 1 / 1e-50 is no `f32`; 1e50 is none itself.
+#[test]
+fn loss_scales() {
+    for bad in NOT_POSITIVE.into_iter().chain([1e-50, 1e50, f64::MIN_POSITIVE]) {
+        let builder = Adam::default().params([weight()]).loss_scale(bad);
+        assert_refused!(builder, Error::HyperParameter { .. }, "loss_scale");
+    }
+    for good in [1.0, 0.5, 1024.0, 1e-30, 1e30] {
+        let builder = Adam::default().params([weight()]).loss_scale(good);
+        assert!(builder.build(Target::ALL[0]).is_ok(), "{good} is a good loss scale");
+    }
+}
+
+#[test]
+fn schedule_constructors() {
+    #[track_caller]
+    fn refused<S: Schedule>(schedule: Result<S>, name: &str) {
+        let error = schedule.map(|schedule| format!("{schedule:?}")).expect_err("a schedule was made");
+        assert!(matches!(error, Error::HyperParameter { .. }), "{error:?}");
+        names(&error, &[name]);
+    }
+    for bad in NEGATIVE {
+        refused(WarmUp::new(bad, 4), "WarmUp: lr");
+        refused(CosineDecay::new(bad, 0.1, 4), "CosineDecay: min_lr");
+        refused(PolynomialDecay::new(0.1, bad, 4, 1.0), "PolynomialDecay: end_lr");
+    }
+    for bad in NOT_POSITIVE {
+        refused(CosineDecay::new(0.0, bad, 4), "CosineDecay: max_lr");
+        refused(PolynomialDecay::new(bad, 0.01, 4, 1.0), "PolynomialDecay: lr");
+        refused(PolynomialDecay::new(0.1, 0.01, 4, bad), "PolynomialDecay: power");
+    }
+    refused(CosineDecay::new(0.1, 0.1, 4), "CosineDecay: max_lr");
+    refused(CosineDecay::new(0.2, 0.1, 4), "CosineDecay: max_lr");
+    refused(WarmUp::new(0.1, 0), "WarmUp: warmup_steps");
+    refused(CosineDecay::new(0.0, 0.1, 0), "CosineDecay: decay_steps");
+    refused(PolynomialDecay::new(0.1, 0.01, 0, 1.0), "PolynomialDecay: decay_steps");
+    // As in MindSpore: the end may lie above the start.
+    assert!(PolynomialDecay::new(0.1, 0.5, 4, 1.0).is_ok(), "a rising schedule");
+}
+
+/// The rate of the second group of [`Trained`].
+#[derive(Debug, Clone)]
+enum Second {
+    Fixed,
+    List,
+    Schedule(f64),
+}
+
+/// Good for two updates, then this.
+#[derive(Debug)]
+struct Breaks(f64);
+
+impl Schedule for Breaks {
+    fn at(&self, update: u64) -> f64 {
+        if update < 2 { 0.1 } else { self.0 }
+    }
+}
+
+/// An optimizer of two groups after two steps, with its memory.
+struct Trained {
+    optimizer: Optimizer,
+    p: [Vec<f32>; 2],
+}
+
+const G: [&[f32]; 2] = [&[0.5, -1.0, 2.0, 0.25, 3.0, -0.125], &[1.0, 2.0, -4.0]];
+
+impl Trained {
+    fn new(rule: &Rule, target: Target, second: &Second) -> Self {
+        let group = ParamGroup::new([bias()]).weight_decay(0.1);
+        let group = match second {
+            Second::Fixed => group,
+            Second::List => group.lr([0.1, 0.2]),
+            Second::Schedule(value) => group.lr(Breaks(*value)),
+        };
+        let builder = Builder::new(rule.clone()).groups([ParamGroup::new([weight()]), group]).loss_scale(2.0);
+        let optimizer = builder.build(target).unwrap();
+        let mut new = Self { optimizer, p: [vec![1.0, -2.0, 3.0, 4.0, 5.0, 6.0], vec![-1.0, 0.5, 0.25]] };
+        new.good_step().unwrap();
+        new.good_step().unwrap();
+        new
+    }
+
+    fn good_step(&mut self) -> Result<()> {
+        let [a, b] = &mut self.p;
+        self.optimizer
+            .step(&mut [a.into(), b.into()], &G.map(Into::into))
+            .map(|report| assert!(report.applied(), "{report:?}"))
+    }
+
+    fn bits(&self, by: &str) -> Run {
+        Run::of(&self.optimizer, &self.p).unwrap().by(by)
+    }
+}
+
+/// A step that must be refused, for every rule: nothing changes, and the next good step is as if it had not been tried.
+fn refused_step(
+    target: Target,
+    second: &Second,
+    step: impl Fn(&mut Optimizer, &mut [Vec<f32>; 2]) -> Result<()>,
+    is_right: impl Fn(&Error) -> bool,
+    mentions: &[&str],
+) {
+    for rule in Rule::all() {
+        let mut trained = Trained::new(&rule, target, second);
+        let before = trained.bits("before");
+        let Err(error) = step(&mut trained.optimizer, &mut trained.p) else { panic!("{rule:?}: accepted") };
+        assert!(is_right(&error), "{rule:?}: {error:?}");
+        names(&error, mentions);
+        let unchanged = compare(&before, &trained.bits("after the refused step"), &Bound::Bits);
+        assert!(unchanged.is_ok(), "{rule:?}, {error}: {unchanged:?}");
+        assert_eq!(trained.optimizer.step_count(), 2, "{error}");
+
+        if let Second::Fixed = second {
+            let mut undisturbed = Trained::new(&rule, target, second);
+            undisturbed.good_step().unwrap();
+            trained.good_step().unwrap();
+            let same = compare(&undisturbed.bits("undisturbed"), &trained.bits("after a refused step"), &Bound::Bits);
+            assert!(same.is_ok(), "{rule:?}, {error}: {same:?}");
+        }
+    }
+}
+
+/// A step with these gradients.
+fn with_gradients<'a>(grads: &'a [Grad<'a>]) -> impl Fn(&mut Optimizer, &mut [Vec<f32>; 2]) -> Result<()> + 'a {
+    move |optimizer, [a, b]| optimizer.step(&mut [a.into(), b.into()], grads).map(drop)
+}
+
+/// Memory of a device that no backend knows.
+#[derive(Debug)]
+struct Foreign(usize, DType);
+
+impl DeviceMemory for Foreign {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn dtype(&self) -> DType {
+        self.1
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+on_every_backend! {
+    fn counts(target) {
+        let [g, h] = G.map(Grad::from);
+        for grads in [&[][..], &[g], &[g, h, h]] {
+            let is_right = |error: &Error| {
+                *error == Error::Count { what: "gradient", expected: 2, got: grads.len() }
+            };
+            refused_step(target, &Second::Fixed, with_gradients(grads), is_right, &["2 gradients"]);
+        }
+        let one = |optimizer: &mut Optimizer, [a, _]: &mut [Vec<f32>; 2]| {
+            optimizer.step(&mut [a.into()], &[g, h]).map(drop)
+        };
+        let is_right = |error: &Error| *error == Error::Count { what: "parameter", expected: 2, got: 1 };
+        refused_step(target, &Second::Fixed, one, is_right, &["2 parameters"]);
+    }
+
+    fn lengths(target) {
+        let [g, h] = G.map(Grad::from);
+        for (grads, name, expected, got) in
+            [([h, h], "weight", 6, 3), ([g, g], "bias", 3, 6), ([g, Grad::F32(&[])], "bias", 3, 0)]
+        {
+            let is_right =
+                |error: &Error| *error == Error::Length { what: "gradient", name: name.into(), expected, got };
+            refused_step(target, &Second::Fixed, with_gradients(&grads), is_right, &[name]);
+        }
+        let short = |optimizer: &mut Optimizer, [a, b]: &mut [Vec<f32>; 2]| {
+            optimizer.step(&mut [a.into(), (&mut b[..2]).into()], &[g, h]).map(drop)
+        };
+        let is_right = |error: &Error| {
+            *error == Error::Length { what: "parameter", name: "bias".into(), expected: 3, got: 2 }
+        };
+        refused_step(target, &Second::Fixed, short, is_right, &["\"bias\""]);
+        // Also where there is no gradient.
+        let short = |optimizer: &mut Optimizer, [a, b]: &mut [Vec<f32>; 2]| {
+            optimizer.step(&mut [a.into(), (&mut b[..2]).into()], &[g, Grad::None]).map(drop)
+        };
+        refused_step(target, &Second::Fixed, short, is_right, &["\"bias\""]);
+    }
+
+    fn types(target) {
+        let [g, h] = G.map(Grad::from);
+        let half = [f16::ONE; 3];
+        let brain = [bf16::ONE; 6];
+        for (grads, name, got) in
+            [([g, (&half).into()], "bias", DType::F16), ([(&brain).into(), h], "weight", DType::Bf16)]
+        {
+            let expected = DType::F32;
+            let is_right =
+                |error: &Error| *error == Error::DType { what: "gradient", name: name.into(), expected, got };
+            refused_step(target, &Second::Fixed, with_gradients(&grads), is_right, &[name, "f32"]);
+        }
+        let half_parameter = |optimizer: &mut Optimizer, [a, _]: &mut [Vec<f32>; 2]| {
+            let mut half = half;
+            optimizer.step(&mut [a.into(), (&mut half).into()], &[g, h]).map(drop)
+        };
+        let is_right = |error: &Error| {
+            *error == Error::DType { what: "parameter", name: "bias".into(), expected: DType::F32, got: DType::F16 }
+        };
+        refused_step(target, &Second::Fixed, half_parameter, is_right, &["\"bias\"", "f16"]);
+    }
+
+    /// Memory of another backend's device, as the second tensor: the first must not have been updated.
+    fn foreign_memory(target) {
+        let [g, h] = G.map(Grad::from);
+        let foreign = Foreign(3, DType::F32);
+        let is_right = |error: &Error| matches!(error, Error::Memory { what: "gradient", .. });
+        refused_step(target, &Second::Fixed, with_gradients(&[g, (&foreign).into()]), is_right, &["\"bias\""]);
+
+        let parameter = |optimizer: &mut Optimizer, [a, _]: &mut [Vec<f32>; 2]| {
+            optimizer.step(&mut [a.into(), (&foreign).into()], &[g, h]).map(drop)
+        };
+        let is_right = |error: &Error| matches!(error, Error::Memory { what: "parameter", .. });
+        refused_step(target, &Second::Fixed, parameter, is_right, &["\"bias\""]);
+
+        // Length and type of a device's memory are checked like the host's.
+        let is_right = |error: &Error| matches!(error, Error::Length { expected: 3, got: 4, .. });
+        let long = Foreign(4, DType::F32);
+        refused_step(target, &Second::Fixed, with_gradients(&[g, (&long).into()]), is_right, &["\"bias\""]);
+        let is_right = |error: &Error| matches!(error, Error::DType { got: DType::Bf16, .. });
+        let brain = Foreign(3, DType::Bf16);
+        refused_step(target, &Second::Fixed, with_gradients(&[g, (&brain).into()]), is_right, &["\"bias\""]);
+    }
+
+    fn exhausted_rates(target) {
+        let grads = G.map(Grad::from);
+        let is_right = |error: &Error| {
+            *error == Error::RateExhausted { place: "group 1".into(), update: 2, len: 2 }
+        };
+        refused_step(target, &Second::List, with_gradients(&grads), is_right, &["group 1", "2 entries"]);
+    }
+
+    fn schedules_that_break(target) {
+        let grads = G.map(Grad::from);
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let is_right = |error: &Error| {
+                matches!(error, Error::RateNotFinite { place, update: 2, .. } if place == "group 1")
+            };
+            let second = Second::Schedule(value);
+            refused_step(target, &second, with_gradients(&grads), is_right, &["group 1", "update 2", &value.to_string()]);
+        }
+    }
+
+    fn unknown_names(target) {
+        for rule in Rule::all() {
+            let trained = Trained::new(&rule, target, &Second::Fixed);
+            let error = trained.optimizer.slot("wieght", "moment1").unwrap_err();
+            assert!(matches!(error, Error::Unknown { what: "parameter", .. }), "{error:?}");
+            names(&error, &["\"wieght\"", "weight, bias"]);
+            let error = trained.optimizer.slot("weight", "moment3").unwrap_err();
+            assert!(matches!(error, Error::Unknown { what: "slot", .. }), "{error:?}");
+            names(&error, &["\"moment3\""]);
+            for slot in rule.spec().slots() {
+                names(&error, &[slot.name]);
+                assert_eq!(trained.optimizer.slot("weight", slot.name).unwrap().len(), 6, "{}", slot.name);
+            }
+        }
+    }
+}
+
+/// A pool without threads.
+#[cfg(feature = "cpu")]
+#[test]
+fn no_threads() {
+    let error = optimizers::CpuBackend::with_threads(0).unwrap_err();
+    assert!(matches!(error, Error::HyperParameter { .. }), "{error:?}");
+    names(&error, &["threads", "0"]);
+}
+
+/// A backend that this build does not contain is an error that says which feature brings it; nothing else is chosen.
+#[cfg(not(all(feature = "cpu", feature = "gpu")))]
+#[test]
+fn backends_not_built() {
+    use optimizers::Backend;
+    let (backend, name) = if cfg!(feature = "cpu") { (Backend::Gpu, "gpu") } else { (Backend::Cpu, "cpu") };
+    let error = Adam::default().params([weight()]).build(backend).unwrap_err();
+    assert_eq!(error, Error::BackendNotBuilt { backend: name, feature: name });
+    names(&error, &[name, "feature"]);
+}
+
+/// What a step's checks see of memory on a device.
+#[test]
+fn memory_of_a_device_is_described() {
+    let foreign = Foreign(3, DType::Bf16);
+    let (param, grad) = (ParamMut::from(&foreign), Grad::from(&foreign));
+    assert_eq!((param.len(), param.dtype()), (3, DType::Bf16));
+    assert_eq!((grad.len(), grad.dtype()), (Some(3), Some(DType::Bf16)));
+}

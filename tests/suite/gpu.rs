@@ -1,0 +1,882 @@
+//! What only a GPU has: buffers of the caller's, windows, dispatches, a device that refuses or disappears. That its numbers
+//! are right for every rule is the other files' matter.
+//!
+//! Tests without an adapter run on wgpu's noop device, which checks every call and computes nothing.
+
+use std::any::Any;
+use std::slice::from_ref;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use optim_tests::{Random, gpu, gpu_is_llvmpipe};
+use optimizers::core::backend::{Plan, Update};
+use optimizers::core::{self, Backend as _, DeviceMemory};
+use optimizers::gpu::{Counters, GpuOptions};
+use optimizers::{
+    Adam, Builder, DType, Error, GpuBackend, GpuBuffer, Grad, Momentum, Optimizer, ParamGroup, ParamMut, Parameter,
+    Result, Rule, Sgd,
+};
+use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
+use proptest::{collection, sample};
+use wgpu::{BufferUsages, Limits};
+
+/// Lengths around a lane, a workgroup of either width, the padding; and none.
+const LENS: &[usize] = &[0, 1, 3, 4, 63, 64, 65, 255, 256, 257, 1000];
+
+const LR: f64 = 0.01;
+const DECAY: f64 = 0.1;
+
+/// Adam in a plain loop: what every test here compares with.
+#[derive(Debug, Clone)]
+struct Plain {
+    p: Vec<f32>,
+    m: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Plain {
+    fn new(start: &[f32]) -> Self {
+        Self { p: start.to_vec(), m: vec![0.0; start.len()], v: vec![0.0; start.len()] }
+    }
+
+    fn step(&mut self, t: u64, g: &[f32]) {
+        let [alpha, _, one_minus_beta1, one_minus_beta2, eps, ..] = Scalars::at(t)[..] else { panic!("Adam's Step") };
+        let [alpha, one_minus_beta1, one_minus_beta2, eps] =
+            [alpha, one_minus_beta1, one_minus_beta2, eps].map(f32::from_bits);
+        for (((p, &g), m), v) in self.p.iter_mut().zip(g).zip(&mut self.m).zip(&mut self.v) {
+            let g = 0.5 * g + 0.1 * *p;
+            *m += one_minus_beta1 * (g - *m);
+            *v += one_minus_beta2 * (g * g - *v);
+            *p -= alpha * *m / (v.sqrt() + eps);
+        }
+    }
+}
+
+/// A backend that updates nothing and keeps the step scalars of the last update.
+#[derive(Debug, Clone, Default)]
+struct Scalars(Arc<Mutex<Vec<u32>>>);
+
+impl Scalars {
+    /// The step scalars of [`adam`] at its update `t`.
+    fn at(t: u64) -> Vec<u32> {
+        let scalars = Self::default();
+        let mut optimizer = builder(&[1]).build(scalars.clone()).unwrap();
+        for _ in 0..t {
+            assert!(
+                optimizer.step(&mut [(&mut [0.0_f32]).into()], &[(&[0.0_f32]).into()]).unwrap().applied(),
+                "a step"
+            );
+        }
+        let words = scalars.0.lock().unwrap();
+        words.clone()
+    }
+}
+
+impl core::Backend for Scalars {
+    fn name(&self) -> &'static str {
+        "scalars"
+    }
+
+    fn describe(&self) -> String {
+        self.name().into()
+    }
+
+    fn engine(&self, _: &Plan<'_>) -> Result<Box<dyn core::Engine>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl core::Engine for Scalars {
+    fn update(&mut self, update: &Update<'_>, _: &mut [ParamMut<'_>], _: &[Grad<'_>]) -> Result<()> {
+        *self.0.lock().unwrap() = update.records[0].scalars.words().to_vec();
+        Ok(())
+    }
+
+    fn read_slot(&self, _: usize, _: usize) -> Result<Vec<f32>> {
+        Ok(Vec::new())
+    }
+
+    fn write_slot(&mut self, _: usize, _: usize, _: &[f32]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Adam with decay and loss scale over tensors `w0`, `w1`, … of these lengths: what [`Plain`] does.
+fn builder(lens: &[usize]) -> Builder {
+    let parameters = lens.iter().enumerate().map(|(index, &len)| Parameter::new(format!("w{index}"), [len]));
+    Adam { weight_decay: DECAY, ..Adam::new(LR) }.params(parameters).loss_scale(2.0)
+}
+
+fn adam(lens: &[usize], backend: &GpuBackend) -> Result<Optimizer> {
+    builder(lens).build(backend.clone())
+}
+
+fn device_step(optimizer: &mut Optimizer, params: &[GpuBuffer], grads: &[Option<GpuBuffer>]) -> Result<()> {
+    let mut params: Vec<ParamMut<'_>> = params.iter().map(Into::into).collect();
+    let grads: Vec<Grad<'_>> = grads.iter().map(|grad| grad.as_ref().into()).collect();
+    optimizer.step(&mut params, &grads).map(|_| ())
+}
+
+/// Bit for bit on llvmpipe, within a rounding or two elsewhere. The first element that is not.
+fn unequal(got: &[f32], expected: &[f32]) -> Option<String> {
+    let exact = gpu_is_llvmpipe();
+    let near =
+        |a: f32, b: f32| if exact { a.to_bits() == b.to_bits() } else { (a - b).abs() <= 4e-6 * (1.0 + b.abs()) };
+    let index = got.iter().zip(expected).position(|(&a, &b)| !near(a, b));
+    let difference = index.map(|index| format!("element {index}: {} instead of {}", got[index], expected[index]));
+    difference.or((got.len() != expected.len()).then(|| format!("{} of {} elements", got.len(), expected.len())))
+}
+
+fn assert_same(got: &[f32], expected: &[f32], what: &str) {
+    if let Some(difference) = unequal(got, expected) {
+        panic!("{what}: {difference}");
+    }
+}
+
+fn since(before: Counters) -> [u64; 3] {
+    let now = gpu_counters();
+    [now.dispatches - before.dispatches, now.submits - before.submits, now.waits - before.waits]
+}
+
+fn gpu_counters() -> Counters {
+    COUNTED.with(GpuBackend::counters)
+}
+
+thread_local! {
+    /// The shared device behind a backend of its own for each thread, so that other tests are not counted.
+    static COUNTED: GpuBackend = adopted(&GpuOptions::default());
+}
+
+/// The shared device, as if it were the caller's.
+fn adopted(options: &GpuOptions) -> GpuBackend {
+    GpuBackend::from_wgpu_with_options(gpu().device().clone(), gpu().queue().clone(), options)
+        .expect("the device was good enough before")
+}
+
+fn noop(limits: Limits, options: &GpuOptions) -> Result<GpuBackend> {
+    let (device, queue) =
+        wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits: limits, ..wgpu::DeviceDescriptor::default() });
+    GpuBackend::from_wgpu_with_options(device, queue, options)
+}
+
+fn raw(device: &wgpu::Device, elements: usize, usage: BufferUsages) -> wgpu::Buffer {
+    let size = 4 * elements as u64;
+    device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+}
+
+/// What an error of memory says: what, whose, expected, got.
+#[track_caller]
+fn memory_error<T>(result: Result<T>) -> (&'static str, String, String, String) {
+    match result {
+        Err(Error::Memory { what, name, expected, got }) => (what, name, expected, got),
+        Err(other) => panic!("another error: {other}"),
+        Ok(_) => panic!("no error"),
+    }
+}
+
+const ALL: BufferUsages = BufferUsages::STORAGE.union(BufferUsages::COPY_SRC).union(BufferUsages::COPY_DST);
+
+mod numbers {
+    use super::*;
+
+    /// The control of every comparison here: a rate that is off by a thousandth.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn that_are_wrong_are_noticed() {
+        let (mut plain, grad) = (Plain::new(&[1.0; 65]), [1.0; 65]);
+        let param = gpu().buffer(&plain.p).unwrap();
+        let mut optimizer = Adam { weight_decay: DECAY, ..Adam::new(1.001 * LR) }
+            .params([Parameter::new("w", [65])])
+            .loss_scale(2.0)
+            .build(gpu().clone())
+            .unwrap();
+        device_step(&mut optimizer, from_ref(&param), &[Some(gpu().buffer(&grad).unwrap())]).unwrap();
+        plain.step(1, &grad);
+        assert!(unequal(&param.read().unwrap(), &plain.p).is_some(), "it was not noticed");
+    }
+
+    /// Three steps over [`LENS`] with parameters and gradients wherever they can be.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn are_those_of_a_plain_loop_wherever_memory_is() {
+        let mut random = Random::new(1);
+        let start: Vec<_> = LENS.iter().map(|&len| random.tensor(len)).collect();
+        let grads: Vec<Vec<_>> = (0..3).map(|_| LENS.iter().map(|&len| random.tensor(len)).collect()).collect();
+        let mut plain: Vec<_> = start.iter().map(|start| Plain::new(start)).collect();
+        for (t, grads) in (1..).zip(&grads) {
+            plain.iter_mut().zip(grads).for_each(|(plain, grad)| plain.step(t, grad));
+        }
+
+        // Buffers of their own.
+        let params: Vec<_> = start.iter().map(|start| gpu().buffer(start).unwrap()).collect();
+        let mut separate = adam(LENS, gpu()).unwrap();
+        for grads in &grads {
+            let grads: Vec<_> = grads.iter().map(|grad| Some(gpu().buffer(grad).unwrap())).collect();
+            device_step(&mut separate, &params, &grads).unwrap();
+        }
+        // The host's slices.
+        let mut host = start.clone();
+        let mut staged = adam(LENS, gpu()).unwrap();
+        for grads in &grads {
+            let mut params: Vec<_> = host.iter_mut().map(ParamMut::from).collect();
+            let grads: Vec<_> = grads.iter().map(Grad::from).collect();
+            assert!(staged.step(&mut params, &grads).unwrap().applied());
+        }
+        for (index, plain) in plain.iter().enumerate() {
+            assert_same(&params[index].read().unwrap(), &plain.p, &format!("separate, w{index}"));
+            assert_same(&host[index], &plain.p, &format!("host, w{index}"));
+            for (optimizer, how) in [(&separate, "separate"), (&staged, "host")] {
+                for (slot, expected) in [("moment1", &plain.m), ("moment2", &plain.v)] {
+                    let got = optimizer.slot(&format!("w{index}"), slot).unwrap();
+                    assert_same(&got, expected, &format!("{how}, w{index}.{slot}"));
+                }
+            }
+        }
+    }
+
+    /// More tiles than a dimension of a dispatch can have, in either width.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn are_right_beyond_65535_workgroups() {
+        for (tile, padded) in [(64, false), (256, true)] {
+            let len = 65_536 * tile + 5;
+            let backend = adopted(&GpuOptions::default());
+            let buffer = |value| {
+                if padded {
+                    return backend.filled(len, value).unwrap();
+                }
+                let filled = backend.filled(len, value).unwrap();
+                backend.wrap(filled.wgpu().clone(), 0, len).unwrap()
+            };
+            let (param, grad) = (buffer(1.0), buffer(0.25));
+            let mut optimizer = Sgd::new(0.5).params([Parameter::new("w", [len])]).build(backend.clone()).unwrap();
+            let before = backend.counters().dispatches;
+            device_step(&mut optimizer, from_ref(&param), &[Some(grad)]).unwrap();
+            // Where the device's binding is smaller than the tensor there are several windows.
+            assert!(backend.counters().dispatches > before);
+            assert!(param.read().unwrap().iter().all(|&p| p == 0.875), "tiles of {tile}");
+        }
+    }
+
+    /// A tensor longer than a window is walked in several dispatches, with the same numbers.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn do_not_depend_on_the_window() {
+        let mut random = Random::new(2);
+        let lens = [70, 1000, 3, 64, 513];
+        let start: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
+        let grads: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
+        for (window_bytes, dispatches) in [(256, 2 + 16 + 1 + 1 + 9), (1024, 1 + 4 + 1 + 3), (1 << 20, 1)] {
+            let backend = adopted(&GpuOptions { window_bytes: Some(window_bytes), ..GpuOptions::default() });
+            let params = backend.arena(&lens).unwrap();
+            params.iter().zip(&start).for_each(|(param, start)| param.write(start).unwrap());
+            let gradients = backend.arena(&lens).unwrap();
+            gradients.iter().zip(&grads).for_each(|(gradient, grad)| gradient.write(grad).unwrap());
+            let gradients: Vec<_> = gradients.into_iter().map(Some).collect();
+            let mut optimizer = adam(&lens, &backend).unwrap();
+            let before = backend.counters().dispatches;
+            device_step(&mut optimizer, &params, &gradients).unwrap();
+            assert_eq!(backend.counters().dispatches - before, dispatches, "windows of {window_bytes} bytes");
+            for (index, param) in params.iter().enumerate() {
+                let mut plain = Plain::new(&start[index]);
+                plain.step(1, &grads[index]);
+                assert_same(&param.read().unwrap(), &plain.p, &format!("window {window_bytes}, w{index}"));
+                let slot = optimizer.slot(&format!("w{index}"), "moment2").unwrap();
+                assert_same(&slot, &plain.v, &format!("window {window_bytes}, w{index}.moment2"));
+            }
+        }
+    }
+
+    /// Odd lengths within the caller's buffers: what lies before and after them is not touched.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn do_not_touch_what_is_next_to_them() {
+        let mut random = Random::new(3);
+        let all = random.tensor(512);
+        let lens = [65, 64, 63];
+        let offsets = [64, 192, 320];
+        let whole = gpu().buffer(&all).unwrap();
+        let ours = |offset: usize, len| GpuBuffer::from_wgpu(whole.wgpu().clone(), 4 * offset as u64, len).unwrap();
+        let params: Vec<_> = offsets.iter().zip(lens).map(|(&offset, len)| ours(offset, len)).collect();
+        let grads: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
+        let gradients: Vec<_> = grads.iter().map(|grad| Some(gpu().buffer(grad).unwrap())).collect();
+        let mut optimizer = adam(&lens, gpu()).unwrap();
+        device_step(&mut optimizer, &params, &gradients).unwrap();
+
+        let mut expected = all;
+        for ((&offset, len), grad) in offsets.iter().zip(lens).zip(&grads) {
+            let mut plain = Plain::new(&expected[offset..offset + len]);
+            plain.step(1, grad);
+            expected[offset..offset + len].copy_from_slice(&plain.p);
+        }
+        assert_same(&whole.read().unwrap(), &expected, "the whole buffer");
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn stay_where_a_gradient_is_missing() {
+        let mut random = Random::new(4);
+        let lens = [65, 64, 3];
+        let start: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
+        let grads: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
+        let mut plain: Vec<_> = start.iter().map(|start| Plain::new(start)).collect();
+        let params: Vec<_> = start.iter().map(|start| gpu().buffer(start).unwrap()).collect();
+        let mut optimizer = adam(&lens, gpu()).unwrap();
+        for (t, missing) in [(1, Some(1)), (2, Some(0)), (3, None), (4, Some(1))] {
+            let present = |index: usize| Some(index) != missing;
+            let gradient = |(index, grad): (usize, &Vec<f32>)| present(index).then(|| gpu().buffer(grad).unwrap());
+            let gradients: Vec<_> = grads.iter().enumerate().map(gradient).collect();
+            device_step(&mut optimizer, &params, &gradients).unwrap();
+            for index in (0..lens.len()).filter(|&index| present(index)) {
+                plain[index].step(t, &grads[index]);
+            }
+        }
+        device_step(&mut optimizer, &params, &[None, None, None]).unwrap();
+        assert_eq!(optimizer.step_count(), 5, "a step without any gradient counts");
+        for (index, plain) in plain.iter().enumerate() {
+            assert_same(&params[index].read().unwrap(), &plain.p, &format!("w{index}"));
+            assert_same(&optimizer.slot(&format!("w{index}"), "moment1").unwrap(), &plain.m, &format!("w{index}.m"));
+        }
+    }
+
+    /// More sets of gradient buffers than schedules are kept, in turn.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn are_right_with_alternating_gradients() {
+        let mut random = Random::new(5);
+        let (start, grads): (_, Vec<_>) = (random.tensor(100), (0..6).map(|_| random.tensor(100)).collect());
+        let buffers: Vec<_> = grads.iter().map(|grad| gpu().buffer(grad).unwrap()).collect();
+        let param = gpu().buffer(&start).unwrap();
+        let mut plain = Plain::new(&start);
+        let mut optimizer = adam(&[100], gpu()).unwrap();
+        for t in 1..=200_usize {
+            let set = if t < 100 { t % 2 } else { t % 6 };
+            device_step(&mut optimizer, from_ref(&param), &[Some(buffers[set].clone())]).unwrap();
+            plain.step(t as u64, &grads[set]);
+        }
+        assert_same(&param.read().unwrap(), &plain.p, "after 200 steps");
+    }
+
+    /// Where one parameter and its gradient lie.
+    fn place(kind: u8, values: &[f32], backend: &GpuBackend) -> Option<GpuBuffer> {
+        match kind {
+            0 => Some(backend.buffer(values).unwrap()),
+            1 => {
+                let buffer = raw(backend.device(), values.len() + 64, ALL);
+                let buffer = backend.wrap(buffer, 256, values.len()).unwrap();
+                buffer.write(values).unwrap();
+                Some(buffer)
+            }
+            _ => None,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(skip_gpu) { 0 } else { 64 }))]
+
+        #[test]
+        #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+        fn are_right_for_any_mixture_of_memory(
+            tensors in collection::vec((sample::select(LENS), 0_u8..3, 0_u8..4), 1..12),
+            window_bytes in sample::select(vec![Some(256), Some(1024), Some(4096), None]),
+            seed in any::<u64>(),
+        ) {
+            let backend = adopted(&GpuOptions { window_bytes, ..GpuOptions::default() });
+            let mut random = Random::new(seed);
+            let lens: Vec<_> = tensors.iter().map(|&(len, ..)| len).collect();
+            let mut optimizer = adam(&lens, &backend).unwrap();
+            let mut plain: Vec<_> = lens.iter().map(|&len| Plain::new(&random.tensor(len))).collect();
+            let mut host: Vec<_> = plain.iter().map(|plain| plain.p.clone()).collect();
+            let buffers: Vec<_> =
+                tensors.iter().zip(&host).map(|(&(_, kind, _), start)| place(kind, start, &backend)).collect();
+            for t in 1..=2 {
+                let grads: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
+                let on_device: Vec<_> =
+                    tensors.iter().zip(&grads).map(|(&(.., kind), grad)| place(kind, grad, &backend)).collect();
+                let mut params: Vec<ParamMut<'_>> =
+                    host.iter_mut().zip(&buffers).map(|(host, buffer)| buffer.as_ref().map_or_else(|| host.into(), Into::into)).collect();
+                let gradients: Vec<Grad<'_>> = (tensors.iter().zip(&grads).zip(&on_device))
+                    .map(|((&(.., kind), grad), buffer)| match (kind, buffer) {
+                        (3, _) => Grad::None,
+                        (_, Some(buffer)) => buffer.into(),
+                        (_, None) => grad.into(),
+                    })
+                    .collect();
+                prop_assert!(optimizer.step(&mut params, &gradients).unwrap().applied());
+                for ((plain, grad), &(.., kind)) in plain.iter_mut().zip(&grads).zip(&tensors) {
+                    if kind != 3 {
+                        plain.step(t, grad);
+                    }
+                }
+            }
+            for (index, plain) in plain.iter().enumerate() {
+                let got = buffers[index].as_ref().map_or_else(|| host[index].clone(), |buffer| buffer.read().unwrap());
+                let difference = unequal(&got, &plain.p);
+                prop_assert!(difference.is_none(), "w{}: {:?}", index, difference);
+                let difference = unequal(&optimizer.slot(&format!("w{index}"), "moment2").unwrap(), &plain.v);
+                prop_assert!(difference.is_none(), "w{}.moment2: {:?}", index, difference);
+            }
+        }
+    }
+}
+
+mod work {
+    use super::*;
+
+    /// Groups with their own rates do not split a dispatch, nor does a missing gradient.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_arenas_is_one_dispatch_one_submission_and_no_wait() {
+        COUNTED.with(|backend| {
+            let lens = [65, 1, 0, 1000, 64];
+            let named: Vec<_> =
+                lens.iter().enumerate().map(|(i, &len)| Parameter::new(format!("w{i}"), [len])).collect();
+            let groups =
+                named.iter().enumerate().map(|(i, p)| ParamGroup::new([p]).lr(if i % 2 == 0 { 0.1 } else { 0.2 }));
+            let mut optimizer = Momentum::new(0.1, 0.9).groups(groups).build(backend.clone()).unwrap();
+            let (params, grads) = (backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap());
+            let mut grads: Vec<_> = grads.into_iter().map(Some).collect();
+            for grad in grads.iter().flatten() {
+                grad.write(&vec![1.0; grad.len()]).unwrap();
+            }
+            grads[1] = None;
+            for step in 0..3 {
+                let before = gpu_counters();
+                device_step(&mut optimizer, &params, &grads).unwrap();
+                assert_eq!(since(before), [1, 1, 0], "dispatches, submits, waits of step {step}");
+            }
+            assert_eq!(params[0].read().unwrap()[64], params[4].read().unwrap()[0], "of one group");
+            assert!(params[1].read().unwrap()[0] == 0.0, "no gradient");
+            assert!(params[3].read().unwrap()[999] < params[0].read().unwrap()[0], "its rate is twice as high");
+        });
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_host_gradients_is_one_dispatch_and_no_wait() {
+        COUNTED.with(|backend| {
+            let lens = [65, 3, 1000];
+            let mut optimizer = adam(&lens, backend).unwrap();
+            let params = backend.arena(&lens).unwrap();
+            let grads: Vec<_> = lens.iter().map(|&len| vec![1.0_f32; len]).collect();
+            for _ in 0..2 {
+                let before = gpu_counters();
+                let mut params: Vec<ParamMut<'_>> = params.iter().map(Into::into).collect();
+                let grads: Vec<Grad<'_>> = grads.iter().map(Into::into).collect();
+                assert!(optimizer.step(&mut params, &grads).unwrap().applied());
+                assert_eq!(since(before), [1, 1, 0], "dispatches, submits, waits");
+            }
+        });
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_separate_buffers_is_a_dispatch_each() {
+        COUNTED.with(|backend| {
+            let lens = [65, 3, 0, 1000];
+            let mut optimizer = adam(&lens, backend).unwrap();
+            let params: Vec<_> = lens.iter().map(|&len| backend.zeros(len).unwrap()).collect();
+            let grads: Vec<_> = lens.iter().map(|&len| Some(backend.zeros(len).unwrap())).collect();
+            let before = gpu_counters();
+            device_step(&mut optimizer, &params, &grads).unwrap();
+            assert_eq!(since(before), [3, 1, 0], "dispatches, submits, waits");
+        });
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_host_parameters_waits_once() {
+        COUNTED.with(|backend| {
+            let (mut p, g) = (vec![1.0_f32; 100], vec![1.0_f32; 100]);
+            let mut optimizer = adam(&[100], backend).unwrap();
+            let before = gpu_counters();
+            assert!(optimizer.step(&mut [(&mut p).into()], &[(&g).into()]).unwrap().applied());
+            assert_eq!(since(before), [1, 1, 1], "dispatches, submits, waits");
+        });
+    }
+}
+
+mod memory {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn is_read_as_written() {
+        let mut random = Random::new(6);
+        // The last is longer than what is staged at once.
+        for len in [0, 1, 64, 65, 1000, (1 << 22) + 17] {
+            let (one, other) = (random.tensor(len), random.tensor(len));
+            let buffer = gpu().buffer(&one).unwrap();
+            assert!(buffer.read().unwrap() == one, "{len} elements");
+            buffer.write(&other).unwrap();
+            assert!(buffer.read().unwrap() == other, "{len} elements, written again");
+            assert!(gpu().zeros(len).unwrap().read().unwrap().iter().all(|&x| x == 0.0), "{len} zeros");
+            assert!(gpu().filled(len, 0.1).unwrap().read().unwrap().iter().all(|&x| x == 0.1), "{len} times 0.1");
+        }
+        let arena = gpu().arena(&[3, 0, 65]).unwrap();
+        arena[0].write(&[1.0, 2.0, 3.0]).unwrap();
+        arena[2].write(&[4.0; 65]).unwrap();
+        assert_eq!(arena[0].read().unwrap(), [1.0, 2.0, 3.0]);
+        assert_eq!(arena[2].read().unwrap(), [4.0; 65]);
+        let error = arena[0].write(&[1.0]).unwrap_err();
+        assert_eq!(error, Error::Length { what: "buffer", name: "GpuBuffer".into(), expected: 3, got: 1 });
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_slots_is_read_as_written() {
+        let backend = adopted(&GpuOptions { window_bytes: Some(512), ..GpuOptions::default() });
+        let parameters = [Parameter::new("a", [65]), Parameter::new("b", [300]), Parameter::new("c", [0])];
+        let rule = Rule::from(Adam::default());
+        let mut engine = backend.engine(&Plan { rule: &rule, parameters: &parameters }).unwrap();
+        let mut random = Random::new(7);
+        for (index, parameter) in parameters.iter().enumerate() {
+            let values = [random.tensor(parameter.len()), random.tensor(parameter.len())];
+            engine.write_slot(index, 0, &values[0]).unwrap();
+            engine.write_slot(index, 1, &values[1]).unwrap();
+            assert_eq!(engine.read_slot(index, 0).unwrap(), values[0], "{}", parameter.name());
+            assert_eq!(engine.read_slot(index, 1).unwrap(), values[1], "{}", parameter.name());
+        }
+    }
+
+    #[test]
+    fn of_the_callers_must_be_fit() {
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        let buffer = |usage| raw(backend.device(), 100, usage);
+        let both = |buffer: wgpu::Buffer, offset, len| {
+            let (one, other) = (GpuBuffer::from_wgpu(buffer.clone(), offset, len), backend.wrap(buffer, offset, len));
+            let errors = [memory_error(one), memory_error(other)];
+            assert_eq!(errors[0], errors[1], "both ways say the same");
+            assert_eq!((errors[0].0, &*errors[0].1), ("buffer", "wgpu::Buffer"));
+            let [(.., expected, got), _] = errors;
+            (expected, got)
+        };
+        let (expected, got) = both(buffer(BufferUsages::COPY_DST), 0, 100);
+        assert_eq!((&*expected, got.contains("COPY_DST")), ("usage STORAGE", true));
+        let (expected, got) = both(buffer(ALL), 4, 1);
+        assert_eq!((&*expected, &*got), ("an offset that is a multiple of 256 bytes", "4"));
+        let (expected, got) = both(buffer(ALL), 256, 37);
+        assert_eq!((&*expected, &*got), ("at least 37 elements from byte 256 on", "a buffer of 400 bytes"));
+        assert!(GpuBuffer::from_wgpu(buffer(ALL), 256, 36).is_ok(), "exactly up to the end");
+        both(buffer(ALL), 0, usize::MAX / 2);
+        both(buffer(ALL), 1 << 63, 1);
+    }
+
+    #[test]
+    fn without_the_usage_cannot_be_read_or_written() {
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        let storage = backend.wrap(raw(backend.device(), 64, BufferUsages::STORAGE), 0, 64).unwrap();
+        assert_eq!(memory_error(storage.read()).2, "usage BufferUsages(COPY_SRC)");
+        assert_eq!(memory_error(storage.write(&[0.0; 64])).2, "usage BufferUsages(COPY_DST)");
+        let untied = GpuBuffer::from_wgpu(raw(backend.device(), 64, ALL), 0, 64).unwrap();
+        assert!(memory_error(untied.read()).2.contains("GpuBackend::wrap"));
+    }
+
+    /// Steps that must be refused: parameter `w1` or its gradient is at fault, and `w0` has not changed afterwards.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn that_is_unfit_for_a_step_is_refused_before_anything_changes() {
+        let backend = gpu();
+        let whole = || raw(backend.device(), 512, ALL);
+        let part = |buffer: &wgpu::Buffer, first: u64| GpuBuffer::from_wgpu(buffer.clone(), 4 * first, 100).unwrap();
+        let new = || backend.buffer(&[1.0; 100]).unwrap();
+        let elsewhere = GpuBackend::new().unwrap();
+        let shared = whole();
+        let w0 = new();
+        // The parameters, the gradients, who is at fault, what is said.
+        let cases = [
+            ([w0.clone(), part(&shared, 0)], [new(), part(&shared, 128)], "parameter", "one buffer for both"),
+            ([w0.clone(), w0.clone()], [new(), new()], "parameter", "an overlap with parameter \"w0\""),
+            ([part(&shared, 0), part(&shared, 64)], [new(), new()], "parameter", "an overlap with parameter \"w0\""),
+            ([part(&shared, 64), new()], [new(), part(&shared, 128)], "gradient", "an overlap with parameter \"w0\""),
+            ([w0.clone(), elsewhere.zeros(100).unwrap()], [new(), new()], "parameter", "another device"),
+            ([w0.clone(), new()], [new(), elsewhere.zeros(100).unwrap()], "gradient", "another device"),
+        ];
+        for (params, grads, at_fault, said) in cases {
+            let mut optimizer = adam(&[100, 100], backend).unwrap();
+            let (what, name, expected, got) = memory_error(device_step(&mut optimizer, &params, &grads.map(Some)));
+            assert_eq!((what, &*name), (at_fault, "w1"), "{expected}, {got}");
+            assert!(got.contains(said), "{got:?} says {said:?}");
+            assert_eq!(optimizer.step_count(), 0);
+            assert!(optimizer.slot("w0", "moment2").unwrap().iter().all(|&v| v == 0.0), "{said}");
+        }
+        assert!(w0.read().unwrap().iter().all(|&p| p == 1.0), "w0 is as it was");
+
+        // What is allowed: the parameters in one buffer side by side, one gradient for both.
+        let mut optimizer = adam(&[100, 100], backend).unwrap();
+        let grad = new();
+        device_step(&mut optimizer, &[part(&shared, 0), part(&shared, 128)], &[Some(grad.clone()), Some(grad)])
+            .unwrap();
+    }
+
+    /// A buffer of another device of the same instance, which only wgpu can tell.
+    #[test]
+    fn of_another_device_is_refused() {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends: wgpu::Backends::NOOP,
+            backend_options: wgpu::BackendOptions {
+                noop: wgpu::NoopBackendOptions { enable: true, ..wgpu::NoopBackendOptions::default() },
+                ..wgpu::BackendOptions::default()
+            },
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        });
+        let device = || {
+            let adapter = ready(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
+            ready(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap()
+        };
+        let ((device, queue), (other, other_queue)) = (device(), device());
+        let backend = GpuBackend::from_wgpu(device.clone(), queue.clone()).unwrap();
+        let stranger = GpuBuffer::from_wgpu(raw(&other, 64, ALL), 0, 64).unwrap();
+        let same = GpuBackend::from_wgpu(device, queue).unwrap().zeros(64).unwrap();
+        let foreign = GpuBackend::from_wgpu(other, other_queue).unwrap().zeros(64).unwrap();
+        assert!(memory_error(backend.wrap(stranger.wgpu().clone(), 0, 64)).2.contains("this backend's device"));
+        let mut optimizer = adam(&[64], &backend).unwrap();
+        for (param, grad, at_fault) in [
+            (&stranger, &same, "parameter"),
+            (&same, &stranger, "gradient"),
+            (&foreign, &same, "parameter"),
+            (&same, &foreign, "gradient"),
+        ] {
+            let (what, name, expected, _) =
+                memory_error(device_step(&mut optimizer, from_ref(param), &[Some(grad.clone())]));
+            assert_eq!((what, &*name, &*expected), (at_fault, "w0", "a buffer of this backend's device"));
+        }
+        device_step(&mut optimizer, &[same], &[Some(backend.zeros(64).unwrap())]).unwrap();
+    }
+
+    /// Another backend's memory.
+    #[derive(Debug)]
+    struct Alien;
+
+    impl DeviceMemory for Alien {
+        fn len(&self) -> usize {
+            64
+        }
+
+        fn dtype(&self) -> DType {
+            DType::F32
+        }
+
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+
+    #[test]
+    fn of_another_kind_is_refused() {
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        let mut optimizer = adam(&[64], &backend).unwrap();
+        let buffer = backend.zeros(64).unwrap();
+        let (what, name, expected, _) = memory_error(optimizer.step(&mut [(&Alien).into()], &[(&buffer).into()]));
+        assert_eq!((what, &*name, &*expected), ("parameter", "w0", "a GpuBuffer or a slice"));
+        let (what, ..) = memory_error(optimizer.step(&mut [(&buffer).into()], &[(&Alien).into()]));
+        assert_eq!(what, "gradient");
+    }
+}
+
+mod device {
+    use super::*;
+
+    /// A device with WebGPU's default limits is enough for everything, whatever the memory looks like.
+    #[test]
+    fn with_default_limits_is_enough() {
+        let windows = [None, Some(256), Some(1 << 16)];
+        for window_bytes in windows {
+            let backend = noop(Limits::default(), &GpuOptions { window_bytes, ..GpuOptions::default() }).unwrap();
+            for rule in Rule::all() {
+                let spec = rule.spec();
+                let lens = LENS.iter().enumerate().map(|(index, &len)| Parameter::new(format!("w{index}"), [len]));
+                let mut optimizer = Builder::new(rule.clone()).params(lens).build(backend.clone()).unwrap();
+                let place = |len| backend.wrap(raw(backend.device(), len + 64, ALL), 256, len).unwrap();
+                let params: Vec<_> = LENS.iter().map(|&len| place(len)).collect();
+                let grads: Vec<_> = LENS.iter().map(|&len| Some(place(len))).collect();
+                device_step(&mut optimizer, &params, &grads).unwrap_or_else(|error| panic!("{}: {error}", spec.name()));
+                let (params, grads) = (backend.arena(LENS).unwrap(), backend.arena(LENS).unwrap());
+                let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                device_step(&mut optimizer, &params, &grads).unwrap_or_else(|error| panic!("{}: {error}", spec.name()));
+            }
+        }
+    }
+
+    /// 65,537 tiles are a grid of 32,768 × 3, which wgpu checks.
+    #[test]
+    fn takes_more_than_65535_workgroups() {
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        let len = 65_536 * 64 + 1;
+        let [param, grad] = [(), ()].map(|()| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap());
+        let mut optimizer = adam(&[len], &backend).unwrap();
+        let before = backend.counters().dispatches;
+        device_step(&mut optimizer, &[param], &[Some(grad)]).unwrap();
+        assert_eq!(backend.counters().dispatches - before, 1);
+    }
+
+    #[test]
+    fn with_too_low_a_limit_is_refused() {
+        type Set = fn(&mut Limits);
+        let cases: [(&str, u64, u64, Set); 4] = [
+            ("max_storage_buffers_per_shader_stage", 8, 4, |limits| limits.max_storage_buffers_per_shader_stage = 4),
+            ("max_compute_workgroup_size_x", 64, 32, |limits| limits.max_compute_workgroup_size_x = 32),
+            ("max_compute_invocations_per_workgroup", 64, 32, |limits| {
+                limits.max_compute_invocations_per_workgroup = 32
+            }),
+            ("max_compute_workgroups_per_dimension", 65_535, 256, |limits| {
+                limits.max_compute_workgroups_per_dimension = 256;
+            }),
+        ];
+        for (what, expected, got, set) in cases {
+            let mut limits = Limits::default();
+            set(&mut limits);
+            let error = noop(limits, &GpuOptions::default()).map(|_| ()).unwrap_err();
+            assert_eq!(error, Error::DeviceLimit { what, expected, got });
+        }
+    }
+
+    #[test]
+    fn refuses_a_tensor_larger_than_a_buffer() {
+        let limits = Limits { max_buffer_size: 1 << 16, max_storage_buffer_binding_size: 1 << 16, ..Limits::default() };
+        let backend = noop(limits, &GpuOptions::default()).unwrap();
+        let error = backend.zeros((1 << 14) + 1).map(|_| ()).unwrap_err();
+        let expected = (1 << 16) + 256;
+        assert_eq!(error, Error::DeviceLimit { what: "max_buffer_size", expected, got: 1 << 16 });
+        // On the host it may be longer: state and staging are cut into windows.
+        let mut optimizer = adam(&[1 << 16], &backend).unwrap();
+        let (mut p, g) = (vec![0.0_f32; 1 << 16], vec![0.0_f32; 1 << 16]);
+        assert!(optimizer.step(&mut [(&mut p).into()], &[(&g).into()]).unwrap().applied());
+    }
+
+    /// In a process of its own. A GPU may use a hundredth of its memory here; llvmpipe does not know how much there is, and
+    /// goes on until the process has no addresses left.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn out_of_memory_is_an_error_and_the_device_lives() {
+        const ALONE: &str = "OPTIM_TEST_OUT_OF_MEMORY";
+        if std::env::var_os(ALONE).is_none() {
+            return again("gpu::device::out_of_memory_is_an_error_and_the_device_lives", ALONE, "1");
+        }
+        let thresholds = wgpu::MemoryBudgetThresholds { for_resource_creation: Some(1), for_device_loss: None };
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+            memory_budget_thresholds: thresholds,
+            ..wgpu::InstanceDescriptor::new_without_display_handle_from_env()
+        });
+        let adapter = ready(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
+        let description =
+            wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..wgpu::DeviceDescriptor::default() };
+        let (device, queue) = ready(adapter.request_device(&description)).unwrap();
+        let backend = GpuBackend::from_wgpu(device, queue).unwrap();
+        let elements = usize::try_from(backend.device().limits().max_buffer_size.min(1 << 31) / 256 * 64).unwrap();
+        let mut taken = Vec::new();
+        let error = loop {
+            match backend.zeros(elements) {
+                Ok(buffer) => taken.push(buffer),
+                Err(error) => break error,
+            }
+            assert!(taken.len() < 100_000, "{} TB and no end", taken.len() * elements / 250_000_000_000);
+        };
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+        println!("{} buffers of {elements} elements, then: {error}", taken.len());
+        drop(taken);
+        assert_eq!(backend.buffer(&[1.0]).unwrap().read().unwrap(), [1.0], "the device still works");
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn that_is_destroyed_is_lost() {
+        let backend = GpuBackend::new().unwrap();
+        let mut optimizer = adam(&[100], &backend).unwrap();
+        let (param, grad) = (backend.zeros(100).unwrap(), backend.zeros(100).unwrap());
+        device_step(&mut optimizer, from_ref(&param), &[Some(grad.clone())]).unwrap();
+        backend.device().destroy();
+        let lost = |result: Result<()>| assert!(matches!(result, Err(Error::DeviceLost { .. })), "{result:?}");
+        lost(param.read().map(drop));
+        lost(device_step(&mut optimizer, from_ref(&param), &[Some(grad)]));
+        lost(param.write(&[0.0; 100]));
+        lost(optimizer.slot("w0", "moment1").map(drop));
+        lost(backend.zeros(1).map(drop));
+        lost(adam(&[100], &backend).map(drop));
+        let mut host = vec![0.0_f32; 100];
+        lost(optimizer.step(&mut [(&mut host).into()], &[(&vec![0.0_f32; 100]).into()]).map(drop));
+    }
+
+    /// No handler is on the caller's device: the loss shows where something is read, or is reported by the caller.
+    #[test]
+    fn of_the_callers_that_is_lost_is_noticed() {
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        let buffer = backend.zeros(64).unwrap();
+        backend.device().destroy();
+        assert!(matches!(buffer.read(), Err(Error::DeviceLost { .. })), "{:?}", buffer.read());
+
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        backend.report_lost("told by the caller");
+        assert_eq!(backend.zeros(1).map(drop), Err(Error::DeviceLost { detail: "told by the caller".into() }));
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn that_is_slow_times_out() {
+        let backend = adopted(&GpuOptions { timeout: Duration::ZERO, ..GpuOptions::default() });
+        let buffers: Vec<_> = (0..2).map(|_| backend.zeros(1 << 22).unwrap()).collect();
+        let mut optimizer = adam(&[1 << 22], &backend).unwrap();
+        // A device can be done before it is asked: try a few times.
+        let late = (0..20).any(|_| {
+            device_step(&mut optimizer, &buffers[..1], &[Some(buffers[1].clone())]).unwrap();
+            matches!(buffers[0].read(), Err(Error::Timeout { seconds: 0 }))
+        });
+        assert!(late, "none of 20 steps took any time");
+    }
+
+    /// An error that belongs to no call of ours is not lost either, and does not stay.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn errors_outside_of_our_calls_are_reported_once() {
+        let backend = GpuBackend::new().unwrap();
+        let _ = raw(backend.device(), 1, BufferUsages::MAP_READ | BufferUsages::STORAGE);
+        let error = backend.zeros(1).map(drop).unwrap_err();
+        assert!(matches!(&error, Error::Device { detail } if detail.contains("since the last call")), "{error}");
+        backend.zeros(1).unwrap();
+    }
+
+    /// Runs this test again in a process that asks for an adapter which does not exist.
+    #[test]
+    fn that_does_not_exist_is_an_error_with_the_install_line() {
+        const WANTED: &str = "no such adapter";
+        if std::env::var("WGPU_ADAPTER_NAME").is_ok_and(|name| name == WANTED) {
+            let error = GpuBackend::new().map(drop).unwrap_err();
+            assert!(matches!(error, Error::NoAdapter { .. }), "{error}");
+            assert!(error.to_string().contains("apt-get install -y mesa-vulkan-drivers libvulkan1"), "{error}");
+            return;
+        }
+        let name = "gpu::device::that_does_not_exist_is_an_error_with_the_install_line";
+        again(name, "WGPU_ADAPTER_NAME", WANTED);
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn describes_itself() {
+        let info = gpu().adapter_info();
+        let text = gpu().describe();
+        assert!(text.contains(&info.name) && text.contains(&info.backend.to_string()), "{text}");
+        assert_eq!(text.ends_with("software"), info.device_type == wgpu::DeviceType::Cpu, "{text}");
+        assert_eq!(gpu().name(), "gpu");
+    }
+}
+
+/// Runs one test of this binary in a process of its own, with an environment variable.
+fn again(test: &str, variable: &str, value: &str) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(variable, value)
+        .output()
+        .unwrap();
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success() && out.contains("1 passed"), "{out}{err}");
+    println!("{out}");
+}
+
+/// The value of a future that is ready at once, as those of the noop device are.
+fn ready<F: Future>(future: F) -> F::Output {
+    let context = &mut std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(context) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => panic!("not ready"),
+    }
+}

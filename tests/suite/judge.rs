@@ -1,0 +1,75 @@
+//! Every rule against its naive `f64` twin, at every length where loops begin or end.
+
+use optim_tests::tolerance::{CONTROL_BOUND, JUDGE};
+use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, Target, compare, on_every_backend, reference};
+use optimizers::Rule;
+
+/// Trains a problem on the backend and by the judge; gives the worst error.
+fn error(setup: &Setup, problem: &Problem, target: Target) -> f64 {
+    let run = Run::train(setup.builder(&problem.parameters), target, problem).unwrap();
+    let (judged, scale) = reference::train(setup, problem);
+    match compare(&run, &judged, &Bound::Units(JUDGE, &scale)) {
+        Ok(worst) => worst.units,
+        Err(worst) => panic!("{:?}\n{worst}", setup.rule),
+    }
+}
+
+/// A rate and a decay for each of two groups.
+fn groups(decay: bool) -> Vec<(f64, f64)> {
+    if decay { vec![(1e-2, 0.1), (3e-3, 0.02)] } else { vec![(1e-2, 0.0), (3e-3, 0.0)] }
+}
+
+on_every_backend! {
+    /// All lengths as the parameters of one optimizer, with and without decay and loss scale.
+    fn together(target) {
+        let problem = Problem::new(AWKWARD, 5, 1);
+        for rule in Rule::all() {
+            let mut worst = 0.0_f64;
+            for (decay, loss_scale) in [(false, 1.0), (true, 1.0), (false, 1000.0), (true, 1000.0)] {
+                let setup = Setup { rule: rule.clone(), groups: groups(decay), loss_scale };
+                worst = worst.max(error(&setup, &problem, target));
+            }
+            println!("{} {:?}: {worst:.2} units of {JUDGE}", target.name(), rule);
+        }
+    }
+
+    /// Each length as the only parameter.
+    fn alone(target) {
+        for (seed, &len) in (10..).zip(AWKWARD) {
+            let problem = Problem::new(&[len], 2, seed);
+            for rule in Rule::all() {
+                error(&Setup::new(&rule, 1e-2), &problem, target);
+                error(&Setup { rule, groups: vec![(1e-2, 0.1)], loss_scale: 1000.0 }, &problem, target);
+            }
+        }
+    }
+
+    /// Missing gradients, over more steps: first updates come at different times.
+    fn with_gaps(target) {
+        let problem = Problem::new(&[257, 0, 1, 1025, 16], 30, 2).with_gaps(3);
+        for rule in Rule::all() {
+            error(&Setup { rule, groups: groups(true), loss_scale: 128.0 }, &problem, target);
+        }
+    }
+
+    /// Control: the judge must notice another rate.
+    fn notices_another_rate(target) {
+        let problem = Problem::new(&[1000], 20, 4);
+        for rule in Rule::all() {
+            let setup = Setup::new(&rule, 1e-2);
+            let other = Setup::new(&rule, 1e-2 * (1.0 + CONTROL_BOUND));
+            let run = Run::train(other.builder(&problem.parameters), target, &problem).unwrap();
+            let (judged, scale) = reference::train(&setup, &problem);
+            let verdict = compare(&run, &judged, &Bound::Units(JUDGE, &scale));
+            assert!(verdict.is_err(), "a rate 1 % off passed: {verdict:?}");
+        }
+    }
+}
+
+/// Control: comparing what one maker made with itself is refused.
+#[test]
+#[should_panic(expected = "compared with itself")]
+fn nobody_judges_himself() {
+    let (judged, _) = reference::train(&Setup::new(&Rule::all()[0], 0.1), &Problem::new(&[3], 1, 5));
+    let _ = compare(&judged, &judged, &Bound::Bits);
+}

@@ -1,0 +1,275 @@
+//! The strict reader of the golden trajectories: unknown fields, kinds, classes and keywords are errors, never skipped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use optimizers::schedule::{CosineDecay, PolynomialDecay, WarmUp};
+use optimizers::{Rate, Schedule};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// `manifest.json`. Fields that nothing reads are here so that a field which nobody knows is an error.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "read strictly, used in part")]
+pub(crate) struct Manifest {
+    pub(crate) format: u32,
+    note: String,
+    set: String,
+    seed: u64,
+    steps: usize,
+    origins: BTreeMap<String, String>,
+    layout: BTreeMap<String, String>,
+    pub(crate) datasets: BTreeMap<String, Vec<Tensor>>,
+    versions: BTreeMap<String, String>,
+    pub(crate) cases: Vec<Case>,
+    not_run: Vec<NotRun>,
+    dynamic_lr: Vec<DynamicLr>,
+    pub(crate) schedules: Vec<ScheduleValues>,
+    loss_scale: Vec<LossScale>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// One trajectory.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "read strictly, used in part")]
+pub(crate) struct Case {
+    pub(crate) id: String,
+    pub(crate) optimizer: String,
+    origin: String,
+    pub(crate) dataset: String,
+    pub(crate) learning_rate: Option<RateSpec>,
+    pub(crate) kwargs: Map<String, Value>,
+    pub(crate) groups: Option<Vec<Group>>,
+    pub(crate) order_params: Option<Vec<usize>>,
+    pub(crate) grad_multiplier: f32,
+    pub(crate) sparse_indices: Option<String>,
+    /// Which kernels MindSpore was told to use. It changes no number.
+    target: Option<Device>,
+    pub(crate) steps: usize,
+    pub(crate) status: Status,
+    bug: Option<String>,
+    pub(crate) slots: Vec<String>,
+    pub(crate) final_global_step: Option<u64>,
+    agreement: BTreeMap<String, f64>,
+    pub(crate) semantics: Semantics,
+    /// The optimizer that LARS wraps.
+    pub(crate) inner: Option<Inner>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) enum Device {
+    #[serde(rename = "CPU")]
+    Cpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Status {
+    Reference,
+    MindsporeCpuBug,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum Semantics {
+    #[serde(rename = "both")]
+    Both,
+    #[serde(rename = "r1.5")]
+    R1,
+    #[serde(rename = "2.x")]
+    R2,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Group {
+    pub(crate) params: Vec<usize>,
+    pub(crate) lr: Option<RateSpec>,
+    pub(crate) weight_decay: Option<f64>,
+    pub(crate) grad_centralization: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "read strictly, used in part")]
+pub(crate) struct Inner {
+    pub(crate) optimizer: String,
+    pub(crate) lr: RateSpec,
+    kwargs: Map<String, Value>,
+}
+
+/// A learning rate, by MindSpore's kinds.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum RateSpec {
+    Float { value: f64 },
+    Int { value: i64 },
+    Tensor0d { value: f64 },
+    List { values: Vec<f64> },
+    Tensor1d { values: Vec<f64> },
+    Schedule { class: String, args: Map<String, Value> },
+}
+
+impl RateSpec {
+    pub(crate) fn rate(&self) -> Rate {
+        match self {
+            Self::Float { value } | Self::Tensor0d { value } => (*value).into(),
+            Self::Int { value } => f64::from(i32::try_from(*value).expect("a small integer")).into(),
+            Self::List { values } | Self::Tensor1d { values } => values.clone().into(),
+            Self::Schedule { class, args } => {
+                Boxed(schedule(class, args).unwrap_or_else(|| panic!("no schedule of the class {class}"))).into()
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "read strictly, used in part")]
+struct NotRun {
+    id: String,
+    origin: String,
+    error: String,
+    message: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "read strictly; the lists are not built yet")]
+struct DynamicLr {
+    r#fn: String,
+    args: Vec<Value>,
+    values: Vec<f64>,
+    max_abs_diff_2_10: f64,
+}
+
+/// The values of one schedule at some indices.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ScheduleValues {
+    pub(crate) class: String,
+    pub(crate) args: Map<String, Value>,
+    pub(crate) steps: Vec<u64>,
+    pub(crate) values_1_5: Option<Vec<f64>>,
+    pub(crate) values_2_10: Option<Vec<f64>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "read strictly; dynamic loss scales are not built yet")]
+struct LossScale {
+    init_loss_scale: f64,
+    scale_factor: f64,
+    scale_window: u64,
+    overflow: Vec<bool>,
+    manager: Vec<f64>,
+    cell_1_5: Vec<Option<f64>>,
+    cell_2_10: Vec<Option<f64>>,
+}
+
+/// A schedule of a class that is chosen at run time.
+#[derive(Debug)]
+struct Boxed(Box<dyn Schedule>);
+
+impl Schedule for Boxed {
+    fn at(&self, update: u64) -> f64 {
+        self.0.at(update)
+    }
+}
+
+/// The schedule of a MindSpore class, if it is built.
+pub(crate) fn schedule(class: &str, args: &Map<String, Value>) -> Option<Box<dyn Schedule>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct WarmUpLr {
+        learning_rate: f64,
+        warmup_steps: u64,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct CosineDecayLr {
+        min_lr: f64,
+        max_lr: f64,
+        decay_steps: u64,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct PolynomialDecayLr {
+        learning_rate: f64,
+        end_learning_rate: f64,
+        decay_steps: u64,
+        power: f64,
+        update_decay_steps: Option<bool>,
+    }
+    match class {
+        "WarmUpLR" => {
+            let a: WarmUpLr = arguments(class, args);
+            Some(Box::new(WarmUp::new(a.learning_rate, a.warmup_steps).unwrap()))
+        }
+        "CosineDecayLR" => {
+            let a: CosineDecayLr = arguments(class, args);
+            Some(Box::new(CosineDecay::new(a.min_lr, a.max_lr, a.decay_steps).unwrap()))
+        }
+        "PolynomialDecayLR" => {
+            let a: PolynomialDecayLr = arguments(class, args);
+            let schedule = PolynomialDecay::new(a.learning_rate, a.end_learning_rate, a.decay_steps, a.power).unwrap();
+            Some(Box::new(schedule.update_decay_steps(a.update_decay_steps.unwrap_or(false))))
+        }
+        _ => None,
+    }
+}
+
+/// Keyword arguments as a struct which refuses those it does not know.
+pub(crate) fn arguments<T: DeserializeOwned>(of: &str, args: &Map<String, Value>) -> T {
+    serde_json::from_value(Value::Object(args.clone())).unwrap_or_else(|error| panic!("arguments of {of}: {error}"))
+}
+
+/// A folder with a manifest and its numbers.
+pub(crate) struct Golden {
+    pub(crate) manifest: Manifest,
+    /// Whether the folder is the repository's and not the one that `OPTIM_GOLDEN_DIR` names.
+    pub(crate) own: bool,
+    data: Vec<u8>,
+}
+
+impl Golden {
+    pub(crate) fn read() -> Self {
+        let foreign = env::var_os("OPTIM_GOLDEN_DIR").map(PathBuf::from);
+        let own = foreign.is_none();
+        let folder = foreign.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"));
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let manifest: Manifest =
+            serde_json::from_slice(&read("manifest.json")).unwrap_or_else(|error| panic!("manifest.json: {error}"));
+        assert_eq!(manifest.format, 1, "the only format of the manifest that is known");
+        Self { manifest, own, data: read("data.safetensors") }
+    }
+
+    pub(crate) fn tensors(&self) -> Tensors<'_> {
+        Tensors(SafeTensors::deserialize(&self.data).unwrap_or_else(|error| panic!("data.safetensors: {error}")))
+    }
+}
+
+/// The numbers by name.
+pub(crate) struct Tensors<'a>(SafeTensors<'a>);
+
+impl Tensors<'_> {
+    pub(crate) fn get(&self, name: &str) -> Vec<f32> {
+        let tensor = self.0.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
+        let words = tensor.data().chunks_exact(4);
+        words.map(|word| f32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
+    }
+}

@@ -1,0 +1,180 @@
+//! Laws that hold for any rule and any data.
+
+use optim_tests::{Bound, Problem, Run, Setup, Target, compare, on_every_backend};
+use optimizers::core::rule::Passes;
+use optimizers::{Builder, ParamGroup, Parameter, Rule};
+use proptest::prelude::*;
+
+/// Few cases, since each trains several optimizers, and the same ones in every run.
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 16,
+        failure_persistence: None,
+        rng_seed: prop::test_runner::RngSeed::Fixed(1),
+        ..ProptestConfig::default()
+    }
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    prop::sample::select(Rule::all())
+}
+
+fn lengths() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(0..300_usize, 1..5)
+}
+
+fn settings() -> impl Strategy<Value = (f64, f64)> {
+    (1e-4..0.1, prop_oneof![Just(0.0), 1e-3..0.5])
+}
+
+fn train(setup: &Setup, problem: &Problem, target: Target, by: &str) -> Run {
+    Run::train(setup.builder(&problem.parameters), target, problem).unwrap().by(by)
+}
+
+#[track_caller]
+fn assert_same(a: &Run, b: &Run) {
+    if let Err(worst) = compare(a, b, &Bound::Bits) {
+        panic!("{worst}");
+    }
+}
+
+on_every_backend! {
+    /// A rate of 0 moves nothing, whatever state builds up.
+    fn zero_rate(target) {
+        proptest!(config(), |(rule in any_rule(), lens in lengths(), (_, decay) in settings(), seed: u64)| {
+            let problem = Problem::new(&lens, 3, seed);
+            let setup = Setup { rule, groups: vec![(0.0, decay)], loss_scale: 8.0 };
+            let mut optimizer = setup.builder(&problem.parameters).build(target).unwrap();
+            let mut p = problem.start.clone();
+            for gradients in &problem.gradients {
+                let grads: Vec<_> = gradients.iter().map(|g| g.as_ref().into()).collect();
+                let mut params: Vec<_> = p.iter_mut().map(Into::into).collect();
+                prop_assert!(optimizer.step(&mut params, &grads).unwrap().applied());
+            }
+            prop_assert_eq!(p, problem.start);
+        });
+    }
+
+    /// The same training twice gives the same bits.
+    fn repeatable(target) {
+        proptest!(config(), |(rule in any_rule(), lens in lengths(), group in settings(), seed: u64)| {
+            let problem = Problem::new(&lens, 3, seed).with_gaps(seed);
+            let setup = Setup { rule, groups: vec![group], loss_scale: 3.0 };
+            assert_same(&train(&setup, &problem, target, "one"), &train(&setup, &problem, target, "another"));
+        });
+    }
+
+    /// An element does not know in which tensor it lies, or where.
+    fn splitting(target) {
+        proptest!(config(), |(rule in any_rule(), a in 0..2000_usize, b in 0..2000_usize, group in settings(), seed: u64)| {
+            if rule.spec().passes() != Passes::Elementwise {
+                return Ok(());
+            }
+            let whole = Problem::new(&[a + b], 3, seed);
+            let split = |values: &Vec<f32>| [values[..a].to_vec(), values[a..].to_vec()];
+            let parts = Problem {
+                parameters: vec![Parameter::new("w0", [a]), Parameter::new("w1", [b])],
+                start: split(&whole.start[0]).to_vec(),
+                gradients: whole.gradients.iter().map(|g| split(g[0].as_ref().unwrap()).map(Some).to_vec()).collect(),
+            };
+            let setup = Setup { rule, groups: vec![group], loss_scale: 3.0 };
+            let (whole, parts) = (train(&setup, &whole, target, "whole"), train(&setup, &parts, target, "parts"));
+            // The arrays of `w0` and of `w1`, each with its slots, are in the same order.
+            let (w0, w1) = parts.arrays().split_at(parts.arrays().len() / 2);
+            for ((whole, w0), w1) in whole.arrays().iter().zip(w0).zip(w1) {
+                prop_assert_eq!(&whole.values, &[&w0.values[..], &w1.values].concat(), "{}", whole.name);
+            }
+        });
+    }
+
+    /// A loss scale that is a power of two is exact: scaled gradients give the bits of unscaled ones.
+    fn loss_scale(target) {
+        proptest!(config(), |(rule in any_rule(), lens in lengths(), group in settings(), k in -10..16_i32, seed: u64)| {
+            let plain = Problem::new(&lens, 3, seed);
+            let mut scaled = plain.clone();
+            let scale = 2.0_f32.powi(k);
+            scaled.gradients.iter_mut().flatten().flatten().flatten().for_each(|g| *g *= scale);
+            let setup = Setup { rule, groups: vec![group], loss_scale: 1.0 };
+            let unscaling = Setup { loss_scale: f64::from(scale), ..setup.clone() };
+            assert_same(&train(&setup, &plain, target, "plain"), &train(&unscaling, &scaled, target, "scaled"));
+        });
+    }
+
+    /// A parameter without a gradient, and its state, are as if the step had not been; its neighbours do not notice.
+    fn missing_gradients(target) {
+        proptest!(config(), |(rule in any_rule(), len in 1..300_usize, group in settings(), seed: u64)| {
+            let mut problem = Problem::new(&[len, 7, len], 3, seed);
+            problem.gradients.iter_mut().for_each(|g| g[1] = None);
+            let setup = Setup { rule: rule.clone(), groups: vec![group], loss_scale: 3.0 };
+            let all = train(&setup, &problem, target, "three parameters");
+
+            let find = |run: &Run, name: &str| run.arrays().iter().find(|x| x.name == name).unwrap().values.clone();
+            let start: Vec<f64> = problem.start[1].iter().map(|&x| f64::from(x)).collect();
+            prop_assert_eq!(find(&all, "w1"), start);
+            for slot in rule.spec().slots() {
+                prop_assert_eq!(find(&all, &format!("w1.{}", slot.name)), vec![f64::from(slot.init); 7]);
+            }
+
+            problem.parameters.remove(1);
+            problem.start.remove(1);
+            problem.gradients.iter_mut().for_each(|g| drop(g.remove(1)));
+            let two = train(&setup, &problem, target, "two parameters");
+            for array in two.arrays() {
+                prop_assert_eq!(&array.values, &find(&all, &array.name), "{}", &array.name);
+            }
+        });
+    }
+
+    /// Groups of equal settings are one group.
+    fn equal_groups(target) {
+        proptest!(config(), |(rule in any_rule(), lens in lengths(), group in settings(), seed: u64)| {
+            let problem = Problem::new(&lens, 3, seed).with_gaps(seed);
+            let one = Setup { rule, groups: vec![group], loss_scale: 3.0 };
+            let three = Setup { groups: vec![group; 3], ..one.clone() };
+            assert_same(&train(&one, &problem, target, "one group"), &train(&three, &problem, target, "three"));
+        });
+    }
+
+    /// Ungrouped, names with `beta` or `gamma` do not decay; with groups all do; a filter replaces both.
+    fn who_decays(target) {
+        let parameters = ["w", "bn.gamma", "alphabeta", "BN.GAMMA", "bias"].map(|name| Parameter::new(name, [1]));
+        let decayed = |builder: Builder| {
+            let mut optimizer = builder.weight_decay(0.5).build(target).unwrap();
+            let mut p = [[1.0_f32]; 5];
+            let grads = [[0.0_f32]; 5];
+            let mut params: Vec<_> = p.iter_mut().map(Into::into).collect();
+            let grads: Vec<_> = grads.iter().map(Into::into).collect();
+            assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied");
+            p.map(|[p]| p < 1.0)
+        };
+        for rule in Rule::all() {
+            let builder = || Builder::new(rule.clone());
+            let group = || [ParamGroup::new(&parameters).lr(0.1)];
+            assert_eq!(decayed(builder().params(&parameters)), [true, false, false, true, true], "{rule:?}");
+            assert_eq!(decayed(builder().groups(group())), [true; 5], "{rule:?}");
+            let only_gamma = |p: &Parameter| p.name().contains("gamma");
+            let expected = [false, true, false, false, false];
+            assert_eq!(decayed(builder().params(&parameters).decay_filter(only_gamma)), expected, "{rule:?}");
+            assert_eq!(decayed(builder().groups(group()).decay_filter(only_gamma)), expected, "{rule:?}");
+        }
+    }
+
+    /// A report tells the number of the update and the rate of each group, from index 0 of its list on.
+    fn reports(target) {
+        for rule in Rule::all() {
+            let groups = [
+                ParamGroup::new([Parameter::new("a", [1])]).lr([0.5, 0.25]),
+                ParamGroup::new([Parameter::new("b", [1])]).lr(0.125),
+            ];
+            let mut optimizer = Builder::new(rule).groups(groups).build(target).unwrap();
+            let (mut a, mut b) = ([1.0_f32], [1.0_f32]);
+            for (step, rates) in [(1, [0.5, 0.125]), (2, [0.25, 0.125])] {
+                let report = optimizer.step(&mut [(&mut a).into(), (&mut b).into()], &[(&[1.0]).into(), None::<&[f32]>.into()]);
+                let report = report.unwrap();
+                assert_eq!((report.applied(), report.step, &*report.rates), (true, step, &rates[..]), "the report");
+                assert_eq!(optimizer.step_count(), step, "the count of updates");
+            }
+            assert_eq!(b, [1.0], "no gradient, no update");
+        }
+    }
+}

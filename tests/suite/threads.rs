@@ -1,0 +1,64 @@
+//! The same bits for any number of threads.
+
+use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, compare};
+use optimizers::{CpuBackend, Rule};
+
+/// Trains with 1, 2 and 5 threads and compares bits.
+fn same_for_any_number(lens: &[usize], steps: usize, gaps: bool) {
+    let mut problem = Problem::new(lens, steps, 1);
+    if gaps {
+        problem = problem.with_gaps(2);
+    }
+    for rule in Rule::all() {
+        let setup = Setup { rule, groups: vec![(1e-2, 0.1), (3e-3, 0.0)], loss_scale: 3.0 };
+        let train = |threads| {
+            let backend = CpuBackend::with_threads(threads).unwrap();
+            Run::train(setup.builder(&problem.parameters), backend, &problem).unwrap()
+        };
+        let one = train(1);
+        for threads in [2, 5] {
+            if let Err(worst) = compare(&one, &train(threads), &Bound::Bits) {
+                panic!("{:?}\n{worst}", setup.rule);
+            }
+        }
+    }
+}
+
+#[test]
+fn awkward_lengths() {
+    same_for_any_number(AWKWARD, 3, true);
+}
+
+/// One tensor that every thread has a part of, its end not a multiple of anything.
+#[test]
+fn one_huge_tensor() {
+    same_for_any_number(&[700_003], 2, false);
+}
+
+/// Tasks of many tensors, and tensors of many tasks: cuts fall inside, before and behind them.
+#[test]
+fn tiny_tensors_around_a_huge_one() {
+    let tiny = |n: usize| (0..n).map(|i| i % 23);
+    let lens: Vec<usize> = tiny(3000).chain([250_001]).chain(tiny(3000)).chain([16_384, 16_384, 1]).collect();
+    same_for_any_number(&lens, 2, true);
+}
+
+/// Cuts that fall exactly between tensors.
+#[test]
+fn tensors_of_a_task_each() {
+    same_for_any_number(&[16_384; 6], 2, false);
+}
+
+/// Control: another rate is other bits.
+#[test]
+fn notices_another_rate() {
+    let problem = Problem::new(&[40_000], 2, 3);
+    for rule in Rule::all() {
+        let train = |threads, lr| {
+            let builder = Setup::new(&rule, lr).builder(&problem.parameters);
+            Run::train(builder, CpuBackend::with_threads(threads).unwrap(), &problem).unwrap()
+        };
+        let lr = 1e-2 * (1.0 + optim_tests::tolerance::CONTROL_BITS);
+        assert!(compare(&train(1, 1e-2), &train(2, lr), &Bound::Bits).is_err(), "{rule:?}");
+    }
+}
