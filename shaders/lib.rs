@@ -12,9 +12,23 @@ pub const PRELUDE: &str = include_str!("prelude.wgsl");
 
 /// Every rule's name and source.
 pub const RULES: &[(&str, &str)] = &[
-    ("sgd", include_str!("rules/sgd.wgsl")),
-    ("momentum", include_str!("rules/momentum.wgsl")),
+    ("ada_max", include_str!("rules/ada_max.wgsl")),
+    ("adadelta", include_str!("rules/adadelta.wgsl")),
+    ("adagrad", include_str!("rules/adagrad.wgsl")),
     ("adam", include_str!("rules/adam.wgsl")),
+    ("adam_weight_decay", include_str!("rules/adam_weight_decay.wgsl")),
+    ("adamw", include_str!("rules/adamw.wgsl")),
+    ("adan", include_str!("rules/adan.wgsl")),
+    ("asgd", include_str!("rules/asgd.wgsl")),
+    ("ftrl", include_str!("rules/ftrl.wgsl")),
+    ("lion", include_str!("rules/lion.wgsl")),
+    ("momentum", include_str!("rules/momentum.wgsl")),
+    ("nadam", include_str!("rules/nadam.wgsl")),
+    ("proximal_adagrad", include_str!("rules/proximal_adagrad.wgsl")),
+    ("radam", include_str!("rules/radam.wgsl")),
+    ("rms_prop", include_str!("rules/rms_prop.wgsl")),
+    ("rprop", include_str!("rules/rprop.wgsl")),
+    ("sgd", include_str!("rules/sgd.wgsl")),
 ];
 
 /// The source of a rule; `None` if there is none of that name.

@@ -1,4 +1,5 @@
-// Adam. The equations: optim-core/src/rules/adam.rs. The twin: optim-cpu/src/rules/adam.rs.
+// Adam. The equations: optim-core/src/rules/adam.rs. The twin: optim-cpu/src/rules/adam.rs. Also the kernel of LazyAdam
+// and AdamOffload.
 
 struct Step {
     alpha: f32,
@@ -23,4 +24,19 @@ fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<
     }
     // (4) p ← p − α · d / (√v + ε)
     *p = *p - s.alpha * d / (sqrt(*v) + s.eps);
+}
+
+fn update_amsgrad(
+    s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>, vhat: ptr<function, f32>
+) {
+    // (1) m ← m + (1 − β₁) (g − m)
+    *m = *m + s.one_minus_beta1 * (g - *m);
+    // (2) v ← v + (1 − β₂) (g² − v)
+    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    // (5) v̂ ← max(v̂, v)
+    if (*v > *vhat) {
+        *vhat = *v;
+    }
+    // (6) p ← p − α · m / (√v̂ + ε)
+    *p = *p - s.alpha * *m / (sqrt(*vhat) + s.eps);
 }

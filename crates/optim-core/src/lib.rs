@@ -40,5 +40,8 @@ pub use parameter::{DType, Parameter};
 pub use rate::Rate;
 pub use report::{Outcome, StepReport};
 pub use rule::Rule;
-pub use rules::{AdaFactor, Adam, Lamb, Lars, Momentum, Sgd};
+pub use rules::{
+    AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, Lars,
+    LazyAdam, Lion, Momentum, NAdam, ProximalAdagrad, RAdam, RmsProp, Rprop, Sgd,
+};
 pub use schedule::Schedule;

@@ -66,7 +66,8 @@ impl Builder {
     }
 
     /// Which parameters decay at all. It replaces MindSpore's default: with groups all decay; without, those whose name
-    /// contains neither `beta` nor `gamma` (case-sensitive, anywhere in the name; biases decay).
+    /// contains neither `beta` nor `gamma` (case-sensitive, anywhere in the name; biases decay); with a rule that
+    /// [decays all names](crate::rule::UpdateRule::decays_all_names), such as FTRL, all.
     pub fn decay_filter(mut self, filter: impl Fn(&Parameter) -> bool + Send + Sync + 'static) -> Self {
         self.decay_filter = Some(Arc::new(filter));
         self
@@ -104,7 +105,8 @@ impl Builder {
 
         let decays = |parameter: &Parameter| match &self.decay_filter {
             Some(filter) => filter(parameter),
-            None => self.grouped || !(parameter.name().contains("beta") || parameter.name().contains("gamma")),
+            None if self.grouped || self.rule.spec().decays_all_names() => true,
+            None => !(parameter.name().contains("beta") || parameter.name().contains("gamma")),
         };
         // What a first walk finds out about a parameter stands in its record, so it cannot share one.
         let rule = self.rule.spec();

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use bytemuck::{NoUninit, Zeroable};
 
 use crate::backend::Trust;
-use crate::rules::{AdaFactor, Adam, Lamb, Lars, Momentum, Sgd};
+use crate::rules::{
+    AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, Lars,
+    LazyAdam, Lion, Momentum, NAdam, ProximalAdagrad, RAdam, RmsProp, Rprop, Sgd,
+};
 use crate::{Parameter, Rate, Result};
 
 /// One state array of a rule, by its MindSpore name.
@@ -240,6 +243,11 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
         Sparse::Unsupported
     }
 
+    /// Whether, without groups and without a filter, every parameter decays, also with `beta` or `gamma` in its name.
+    fn decays_all_names(&self) -> bool {
+        false
+    }
+
     /// The layer-wise trust ratio of a parameter, if the rule asks for one ([`Lars`]). `decay` is the weight decay that the
     /// parameter's group asks for.
     fn trust(&self, _parameter: &Parameter, _at: &At, _decay: f64) -> Option<Trust> {
@@ -278,6 +286,38 @@ pub enum Rule {
     Adam(Adam),
     /// [`AdaFactor`].
     AdaFactor(AdaFactor),
+    /// [`AdamWeightDecay`].
+    AdamWeightDecay(AdamWeightDecay),
+    /// [`AdamW`].
+    AdamW(AdamW),
+    /// [`LazyAdam`].
+    LazyAdam(LazyAdam),
+    /// [`AdamOffload`].
+    AdamOffload(AdamOffload),
+    /// [`AdaMax`].
+    AdaMax(AdaMax),
+    /// [`NAdam`].
+    NAdam(NAdam),
+    /// [`RAdam`].
+    RAdam(RAdam),
+    /// [`Lion`].
+    Lion(Lion),
+    /// [`Adan`].
+    Adan(Adan),
+    /// [`Adagrad`].
+    Adagrad(Adagrad),
+    /// [`ProximalAdagrad`].
+    ProximalAdagrad(ProximalAdagrad),
+    /// [`Ftrl`].
+    Ftrl(Ftrl),
+    /// [`RmsProp`].
+    RmsProp(RmsProp),
+    /// [`Adadelta`].
+    Adadelta(Adadelta),
+    /// [`Asgd`].
+    Asgd(Asgd),
+    /// [`Rprop`].
+    Rprop(Rprop),
     /// [`Lamb`].
     Lamb(Lamb),
     /// [`Lars`].
@@ -298,9 +338,28 @@ impl Rule {
     pub fn kernel(&self) -> &Self {
         match self {
             Self::Lars(lars) => lars.inner.kernel(),
-            Self::Sgd(_) | Self::Momentum(_) | Self::Adam(_) | Self::AdaFactor(_) | Self::Lamb(_) | Self::Custom(_) => {
-                self
-            }
+            Self::Sgd(_)
+            | Self::Momentum(_)
+            | Self::Adam(_)
+            | Self::AdaFactor(_)
+            | Self::AdaMax(_)
+            | Self::AdamOffload(_)
+            | Self::AdamWeightDecay(_)
+            | Self::AdamW(_)
+            | Self::Adan(_)
+            | Self::LazyAdam(_)
+            | Self::Lion(_)
+            | Self::NAdam(_)
+            | Self::RAdam(_)
+            | Self::Adagrad(_)
+            | Self::ProximalAdagrad(_)
+            | Self::Ftrl(_)
+            | Self::RmsProp(_)
+            | Self::Adadelta(_)
+            | Self::Asgd(_)
+            | Self::Rprop(_)
+            | Self::Lamb(_)
+            | Self::Custom(_) => self,
         }
     }
 
@@ -312,6 +371,22 @@ impl Rule {
             Self::Momentum(rule) => rule,
             Self::Adam(rule) => rule,
             Self::AdaFactor(rule) => rule,
+            Self::AdamWeightDecay(rule) => rule,
+            Self::AdamW(rule) => rule,
+            Self::LazyAdam(rule) => rule,
+            Self::AdamOffload(rule) => rule,
+            Self::AdaMax(rule) => rule,
+            Self::NAdam(rule) => rule,
+            Self::RAdam(rule) => rule,
+            Self::Lion(rule) => rule,
+            Self::Adan(rule) => rule,
+            Self::Adagrad(rule) => rule,
+            Self::ProximalAdagrad(rule) => rule,
+            Self::Ftrl(rule) => rule,
+            Self::RmsProp(rule) => rule,
+            Self::Adadelta(rule) => rule,
+            Self::Asgd(rule) => rule,
+            Self::Rprop(rule) => rule,
             Self::Lamb(rule) => rule,
             Self::Lars(rule) => rule,
             Self::Custom(rule) => &**rule,
@@ -331,6 +406,34 @@ impl Rule {
             Adam { use_nesterov: true, ..Adam::default() }.into(),
             AdaFactor { weight_decay: 0.01, ..AdaFactor::default() }.into(),
             AdaFactor { beta1: 0.0, ..AdaFactor::with_lr(0.01) }.into(),
+            Adam { use_amsgrad: true, ..Adam::default() }.into(),
+            Adam { weight_decay: 0.01, ..Adam::torch() }.into(),
+            AdamWeightDecay { weight_decay: 0.01, ..AdamWeightDecay::default() }.into(),
+            AdamW::default().into(),
+            AdamW { amsgrad: true, weight_decay: 0.1, ..AdamW::default() }.into(),
+            LazyAdam { use_nesterov: true, ..LazyAdam::default() }.into(),
+            AdamOffload { weight_decay: 0.01, ..AdamOffload::default() }.into(),
+            AdaMax::default().into(),
+            AdaMax { eps: 1e-3, ..AdaMax::torch() }.into(),
+            NAdam { weight_decay: 0.01, ..NAdam::default() }.into(),
+            NAdam { weight_decay: 0.1, decoupled_weight_decay: true, ..NAdam::default() }.into(),
+            RAdam { beta2: 0.95, weight_decay: 0.01, ..RAdam::default() }.into(),
+            RAdam { weight_decay: 0.1, decoupled_weight_decay: true, ..RAdam::default() }.into(),
+            Lion { weight_decay: 0.1, ..Lion::default() }.into(),
+            Adan { weight_decay: 0.02, ..Adan::default() }.into(),
+            Adan { weight_decay: 0.02, no_prox: true, ..Adan::default() }.into(),
+            Adagrad { lr_decay: 0.1, epsilon: 1e-6, ..Adagrad::new(0.1) }.into(),
+            Adagrad { update_slots: false, ..Adagrad::new(0.1) }.into(),
+            ProximalAdagrad { l1: 0.1, l2: 0.2, ..ProximalAdagrad::new(0.1) }.into(),
+            Ftrl { l1: 0.1, l2: 0.2, ..Ftrl::new(0.1) }.into(),
+            Ftrl { lr_power: -0.7, ..Ftrl::new(0.1) }.into(),
+            RmsProp { momentum: 0.9, ..RmsProp::new(0.01) }.into(),
+            RmsProp { momentum: 0.9, centered: true, ..RmsProp::new(0.01) }.into(),
+            RmsProp::torch().into(),
+            RmsProp { centered: true, ..RmsProp::new(0.01) }.into(),
+            Adadelta::default().into(),
+            Asgd { lambd: 0.01, t0: 2.0, ..Asgd::default() }.into(),
+            Rprop::torch().into(),
             Lamb { weight_decay: 0.01, ..Lamb::new(0.01) }.into(),
             Lars::new(Momentum { weight_decay: 0.1, ..Momentum::new(0.5, 0.9) }).into(),
         ]

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `rules` | one kernel a rule, the twin of the WGSL file of the same name |
 //! | `kernel` | how a kernel becomes a loop over slices, compiled for several instruction sets |
+//! | `math` | functions that rules need and no processor has |
 //! | `shape` | what happens to a gradient before the rule sees it |
 //! | `reduce` | sums over a parameter, in one fixed order |
 //! | `rows` | row-sparse gradients |
@@ -21,6 +22,7 @@ mod arena;
 mod drive;
 mod factored;
 mod kernel;
+mod math;
 mod reduce;
 mod rows;
 mod rules;

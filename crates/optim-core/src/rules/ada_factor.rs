@@ -199,6 +199,10 @@ impl UpdateRule for AdaFactor {
         Step::FIELDS
     }
 
+    fn decays_all_names(&self) -> bool {
+        true
+    }
+
     fn decay(&self) -> Decay {
         Decay::Decoupled
     }

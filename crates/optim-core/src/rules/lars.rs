@@ -138,6 +138,10 @@ impl UpdateRule for Lars {
         self.inner.spec().first_update_differs()
     }
 
+    fn decays_all_names(&self) -> bool {
+        self.inner.spec().decays_all_names()
+    }
+
     fn sparse(&self) -> Sparse {
         Sparse::Unsupported
     }

@@ -19,7 +19,7 @@ use crate::{Error, Rate, Result};
 /// ```
 ///
 /// # Differences
-/// - **PyTorch** `torch.optim.SGD`: the same formulas and the same first update. Its default rate is 1e-3, here 0.1.
+/// - **PyTorch** `torch.optim.SGD`: the same formulas and the same first update. Its default rate is 1e-3, as in [`Sgd::torch`], here 0.1.
 /// - **MindSpore 1.5** puts the constructor's weight decay into the kernel, for every parameter, whatever the groups say. This
 ///   follows 2.x: the common L2 path, groups and filter obeyed. MindSpore's slot `stat` (1 before the first update) is kept
 ///   as one bit a parameter.
@@ -60,6 +60,12 @@ impl Sgd {
     #[must_use]
     pub fn new(lr: impl Into<Rate>) -> Self {
         Self { lr: lr.into(), ..Self::default() }
+    }
+
+    /// PyTorch's defaults: `lr` 1e-3.
+    #[must_use]
+    pub fn torch() -> Self {
+        Self::new(1e-3)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Adam. The equations: [`optim_core::rules::Adam`]. The twin: `shaders/rules/adam.wgsl`.
+//! Adam. The equations: [`optim_core::rules::Adam`]. The twin: `shaders/rules/adam.wgsl`. Also the kernel of
+//! [`LazyAdam`](optim_core::rules::LazyAdam) and [`AdamOffload`](optim_core::rules::AdamOffload).
 
 use optim_core::rules::adam::Step;
 
@@ -19,4 +20,19 @@ fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
     *p = *p - s.alpha * d / (v.sqrt() + s.eps);
 }
 
+#[inline(always)]
+fn update_amsgrad(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, vhat: &mut f32) {
+    // (1) m ← m + (1 − β₁) (g − m)
+    *m = *m + s.one_minus_beta1 * (g - *m);
+    // (2) v ← v + (1 − β₂) (g² − v)
+    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    // (5) v̂ ← max(v̂, v)
+    if *v > *vhat {
+        *vhat = *v;
+    }
+    // (6) p ← p − α · m / (√v̂ + ε)
+    *p = *p - s.alpha * *m / (vhat.sqrt() + s.eps);
+}
+
 elementwise!(kernel = update, Step, [m, v]);
+elementwise!(kernel_amsgrad = update_amsgrad, Step, [m, v, vhat]);

@@ -2,10 +2,24 @@
 #![allow(clippy::assign_op_pattern, reason = "a line reads like the equation and like its WGSL twin")]
 
 pub(crate) mod ada_factor;
+mod ada_max;
+mod adadelta;
+mod adagrad;
 mod adam;
+mod adam_weight_decay;
+mod adamw;
+mod adan;
+mod asgd;
+mod ftrl;
 mod lamb;
 pub(crate) mod lars;
+mod lion;
 mod momentum;
+mod nadam;
+mod proximal_adagrad;
+mod radam;
+mod rms_prop;
+mod rprop;
 mod sgd;
 
 use std::sync::Arc;
@@ -21,7 +35,29 @@ pub(crate) fn kernels(rule: &Rule) -> Kernels {
         Rule::Sgd(config) if config.momentum == 0.0 => elementwise(sgd::kernel_plain),
         Rule::Sgd(_) => elementwise(sgd::kernel),
         Rule::Momentum(_) => elementwise(momentum::kernel),
-        Rule::Adam(_) => elementwise(adam::kernel),
+        Rule::Adam(config) if config.use_amsgrad => elementwise(adam::kernel_amsgrad),
+        Rule::Adam(_) | Rule::LazyAdam(_) | Rule::AdamOffload(_) => elementwise(adam::kernel),
+        Rule::AdamWeightDecay(_) => elementwise(adam_weight_decay::kernel),
+        Rule::AdamW(config) if config.amsgrad => elementwise(adamw::kernel_amsgrad),
+        Rule::AdamW(_) => elementwise(adamw::kernel),
+        Rule::AdaMax(_) => elementwise(ada_max::kernel),
+        Rule::NAdam(_) => elementwise(nadam::kernel),
+        Rule::RAdam(_) => elementwise(radam::kernel),
+        Rule::Lion(_) => elementwise(lion::kernel),
+        Rule::Adan(_) => elementwise(adan::kernel),
+        Rule::Adagrad(_) => elementwise(adagrad::kernel),
+        Rule::ProximalAdagrad(_) => elementwise(proximal_adagrad::kernel),
+        Rule::Ftrl(config) if config.is_root() => elementwise(ftrl::kernel),
+        Rule::Ftrl(_) => elementwise(ftrl::kernel_power),
+        Rule::RmsProp(config) => elementwise(match (config.momentum == 0.0, config.centered) {
+            (false, false) => rms_prop::kernel,
+            (false, true) => rms_prop::kernel_centered,
+            (true, false) => rms_prop::kernel_plain,
+            (true, true) => rms_prop::kernel_plain_centered,
+        }),
+        Rule::Adadelta(_) => elementwise(adadelta::kernel),
+        Rule::Asgd(_) => elementwise(asgd::kernel),
+        Rule::Rprop(_) => elementwise(rprop::kernel),
         Rule::Lamb(_) => Kernels { norms: Some((lamb::measure, lamb::finished)), ..elementwise(lamb::kernel) },
         Rule::AdaFactor(_) => unreachable!("it has an engine of its own"),
         Rule::Lars(config) => kernels(&config.inner),

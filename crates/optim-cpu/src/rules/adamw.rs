@@ -1,0 +1,36 @@
+//! AdamW. The equations: [`optim_core::rules::AdamW`]. The twin: `shaders/rules/adamw.wgsl`.
+
+use optim_core::rules::adamw::Step;
+
+use crate::kernel::elementwise;
+
+#[inline(always)]
+fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+    // (1) p ← p − γ λ · p
+    *p = *p - s.decay * *p;
+    // (2) m ← m + (1 − β₁) (g − m)
+    *m = *m + s.one_minus_beta1 * (g - *m);
+    // (3) v ← v + (1 − β₂) (g² − v)
+    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    // (4) p ← p − α · m / (√v + ε′)
+    *p = *p - s.alpha * *m / (v.sqrt() + s.eps);
+}
+
+#[inline(always)]
+fn update_amsgrad(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, vhat: &mut f32) {
+    // (1) p ← p − γ λ · p
+    *p = *p - s.decay * *p;
+    // (2) m ← m + (1 − β₁) (g − m)
+    *m = *m + s.one_minus_beta1 * (g - *m);
+    // (3) v ← v + (1 − β₂) (g² − v)
+    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    // (5) v̂ ← max(v̂, v)
+    if *v > *vhat {
+        *vhat = *v;
+    }
+    // (6) p ← p − α · m / (√v̂ + ε′)
+    *p = *p - s.alpha * *m / (vhat.sqrt() + s.eps);
+}
+
+elementwise!(kernel = update, Step, [m, v]);
+elementwise!(kernel_amsgrad = update_amsgrad, Step, [m, v, vhat]);

@@ -1,0 +1,30 @@
+//! Proximal Adagrad. The equations: [`optim_core::rules::ProximalAdagrad`]. The twin:
+//! `shaders/rules/proximal_adagrad.wgsl`.
+
+use optim_core::rules::proximal_adagrad::Step;
+
+use crate::kernel::elementwise;
+
+#[inline(always)]
+fn update(s: &Step, p: &mut f32, g: f32, accum: &mut f32) {
+    // (1) accum ← accum + g²
+    *accum = *accum + g * g;
+    // where accum = 0: no change
+    if *accum != 0.0 {
+        // (2) η = γ / √accum
+        let eta = s.lr / accum.sqrt();
+        // (3) q = p − η · g
+        let q = *p - eta * g;
+        // (4) p ← sign(q) · max(|q| − η · l1, 0) / (1 + η · l2)
+        let mut shrunk = q.abs() - eta * s.l1;
+        if shrunk < 0.0 {
+            shrunk = 0.0;
+        }
+        if q < 0.0 {
+            shrunk = -shrunk;
+        }
+        *p = shrunk / (1.0 + eta * s.l2);
+    }
+}
+
+elementwise!(kernel = update, Step, [accum]);

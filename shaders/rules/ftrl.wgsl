@@ -1,0 +1,113 @@
+// FTRL. The equations: optim-core/src/rules/ftrl.rs. The twin: optim-cpu/src/rules/ftrl.rs.
+
+struct Step {
+    lr: f32,
+    l1: f32,
+    two_l2: f32,
+    moves: u32,
+    power: f32,
+    power_fixed: u32,
+    power_rest: f32,
+    pad0: u32,
+}
+
+// xʸ for x ≥ 0 and y ≥ 0, which comes as itself and as y_fixed / 4096 + y_rest. The twin, with an explanation:
+// optim-cpu/src/math.rs.
+fn power(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> f32 {
+    // x = 2ᵉ · m with m between √½ and √2; subnormal numbers are scaled by 2²⁴ first
+    var scaled = x;
+    var bias = 127;
+    if (bitcast<u32>(x) < 0x00800000u) {
+        scaled = x * 16777216.0;
+        bias = 151;
+    }
+    let bits = (bitcast<u32>(scaled) & 0x7fffffffu) + (0x3f800000u - 0x3f3504f3u);
+    let e = i32(bits >> 23u) - bias;
+    let m = bitcast<f32>((bits & 0x007fffffu) + 0x3f3504f3u);
+    // log₂ m = 2 / ln 2 · artanh r,  r = (m − 1) / (m + 1)
+    let r = (m - 1.0) / (m + 1.0);
+    let q = r * r;
+    let log2_m = r * (2.88539 + q * (0.9617967 + q * (0.57707804 + q * (0.41219857 + q * 0.3205989))));
+    // t = y · log₂ x − whole, where whole + part / 4096 = y_fixed / 4096 · e without rounding
+    let product = i32(y_fixed) * e;
+    let whole = (product + 2048) >> 12u;
+    let part = f32(product - whole * 4096);
+    var t = part / 4096.0 + (y_rest * f32(e) + y * log2_m);
+    if (t > 1000.0) {
+        t = 1000.0;
+    }
+    if (t < -1000.0) {
+        t = -1000.0;
+    }
+    // 2ᵗ = 2ᶠ · 2ᵏ with f between −½ and ½, and 2ᶠ by its series
+    // adding 1.5 · 2²³ leaves the nearest integer in the low bits
+    let nearest = bitcast<i32>(t + 12582912.0) - 0x4b400000;
+    let f = t - f32(nearest);
+    let high = 0.009618129 + f * (0.0013333558 + f * (0.0001540353 + f * 0.000015252734));
+    let series = 1.0 + f * (0.6931472 + f * (0.2402265 + f * (0.05550411 + f * high)));
+    var k = whole + nearest;
+    if (k > 200) {
+        k = 200;
+    }
+    if (k < -200) {
+        k = -200;
+    }
+    // 2ᵏ in two halves, for it may be out of the range of an f32
+    let half = k >> 1u;
+    var result = series * bitcast<f32>(u32((half + 127) << 23u));
+    result = result * bitcast<f32>(u32((k - half + 127) << 23u));
+    if (x <= 0.0) {
+        result = 0.0;
+    }
+    if (y == 0.0) {
+        result = 1.0;
+    }
+    // infinity and NaN stay what they are
+    if ((bitcast<u32>(x) & 0x7f800000u) == 0x7f800000u) {
+        result = x;
+    }
+    return result;
+}
+
+// What follows (1), with the power of n.
+fn rebuild(s: Step, p: ptr<function, f32>, g: f32, z: ptr<function, f32>, r: f32, power_of_n: f32) {
+    // (2) z ← z + g − (nᵏ − r) / γ · p
+    *z = *z + g - (power_of_n - r) / s.lr * *p;
+    // (3) d = nᵏ / γ + 2 · l2
+    let d = power_of_n / s.lr + s.two_l2;
+    // (4) p ← (sign(z) · l1 − z) / d,  or 0 where |z| ≤ l1;  where d = 0: 0
+    var signed_l1 = s.l1;
+    if (*z < 0.0) {
+        signed_l1 = -s.l1;
+    }
+    var rebuilt = (signed_l1 - *z) / d;
+    if (abs(*z) <= s.l1) {
+        rebuilt = 0.0;
+    }
+    if (d == 0.0) {
+        rebuilt = 0.0;
+    }
+    *p = rebuilt;
+}
+
+// k = ½
+fn update(s: Step, p: ptr<function, f32>, g: f32, n: ptr<function, f32>, z: ptr<function, f32>) {
+    // a rate of 0: no change
+    if (s.moves != 0u) {
+        // (1) r = nᵏ,  n ← n + g²
+        let r = sqrt(*n);
+        *n = *n + g * g;
+        rebuild(s, p, g, z, r, sqrt(*n));
+    }
+}
+
+// any k
+fn update_power(s: Step, p: ptr<function, f32>, g: f32, n: ptr<function, f32>, z: ptr<function, f32>) {
+    // a rate of 0: no change
+    if (s.moves != 0u) {
+        // (1) r = nᵏ,  n ← n + g²
+        let r = power(*n, s.power, s.power_fixed, s.power_rest);
+        *n = *n + g * g;
+        rebuild(s, p, g, z, r, power(*n, s.power, s.power_fixed, s.power_rest));
+    }
+}
