@@ -24,8 +24,8 @@ use optimizers::{Backend, IntoBackend, Result, core};
 pub use problem::{AWKWARD, Problem, Random, Setup};
 pub use run::{Bound, Run, compare};
 
-/// The examples of the project's front page.
-#[cfg(doctest)]
+/// The examples of the project's front page, which run on the CPU.
+#[cfg(all(doctest, feature = "cpu"))]
 #[doc = include_str!("../../README.md")]
 #[derive(Debug)]
 pub struct Readme;

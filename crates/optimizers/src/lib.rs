@@ -4,7 +4,8 @@
 //! trained is described by [`Parameter`]s, in [`ParamGroup`]s if settings differ; a config such as [`Adam`] makes a builder
 //! of them, and [`Builder::build`] an [`Optimizer`] on a [`Backend`].
 //!
-//! ```
+#![cfg_attr(feature = "cpu", doc = "```")]
+#![cfg_attr(not(feature = "cpu"), doc = "```no_run")]
 //! use optimizers::{Backend, Momentum, ParamGroup, Parameter, schedule::PolynomialDecay};
 //!
 //! # fn main() -> optimizers::Result<()> {
