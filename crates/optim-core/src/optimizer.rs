@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, RowList, Shaping, Trust, Update};
 use crate::error::check;
-use crate::rule::{At, Decay, Passes, Sparse};
+use crate::rule::{At, Decay, MAX_SLOTS, Passes, Sparse};
 use crate::rules::single;
 use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
@@ -148,6 +148,11 @@ impl Builder {
     fn validate(&self) -> Result<()> {
         let rule = self.rule.spec();
         rule.validate()?;
+        let slots = rule.slots().len();
+        if slots > MAX_SLOTS {
+            let (name, expected) = (format!("{}.slots", rule.name()), "at most 4");
+            return Err(Error::HyperParameter { name, expected, got: slots.to_string() });
+        }
         rule.lr().validate(&format!("{}.lr", rule.name()))?;
         let decay = self.weight_decay;
         check(&format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;

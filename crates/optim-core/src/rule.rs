@@ -115,6 +115,24 @@ pub struct At {
     pub first: bool,
 }
 
+impl Default for At {
+    /// The first update, with a rate of 0.
+    fn default() -> Self {
+        Self {
+            t: 1,
+            lr: 0.0,
+            previous_lr: 0.0,
+            weight_decay: 0.0,
+            beta_powers: [0.0; 2],
+            dynamic_lr: false,
+            first: true,
+        }
+    }
+}
+
+/// The most slots that a rule may have.
+pub const MAX_SLOTS: usize = 4;
+
 /// The number of 32-bit words that step scalars may have.
 pub const MAX_SCALARS: usize = 16;
 
@@ -147,10 +165,26 @@ impl StepScalars {
         &self.words[..self.len]
     }
 
+    /// The words of the `Step` as `f32`: for a `Step` that has no integers.
+    #[must_use]
+    pub fn floats(&self) -> &[f32] {
+        bytemuck::cast_slice(self.words())
+    }
+
     /// The words of the `Step`, for a kernel's `finish` to complete.
     #[must_use]
     pub fn words_mut(&mut self) -> &mut [u32] {
         &mut self.words[..self.len]
+    }
+}
+
+impl<const N: usize> From<[f32; N]> for StepScalars {
+    /// From the fields of a `Step` that has no integers: 4, 8, 12 or 16 of them, which is checked when the program is compiled.
+    fn from(step: [f32; N]) -> Self {
+        const { assert!(N.is_multiple_of(4) && N <= MAX_SCALARS, "a Step has 4, 8, 12 or 16 words") };
+        let mut words = [0; MAX_SCALARS];
+        words[..N].copy_from_slice(&step.map(f32::to_bits));
+        Self { words, len: N }
     }
 }
 
@@ -260,7 +294,10 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
     }
 }
 
-/// A rule of the user's own: its description, a Rust body and a WGSL fragment. Made into a [`Rule`] by [`Rule::custom`].
+/// A rule of the user's own: its description, a Rust body and a WGSL fragment. Made into a [`Rule`] by [`Rule::custom`]; the
+/// example `custom_rule` of the crate `optimizers` shows one.
+///
+/// It takes part in everything: groups, rates, decay, loss scale, missing gradients. It has at most four slots.
 ///
 /// The Rust body and the fragment must do the same arithmetic in the same order if both backends are to give the same bits;
 /// compare them as this library's own tests do.

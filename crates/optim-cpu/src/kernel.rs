@@ -4,12 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use multiversion::{multiversion, target::match_target};
+pub(crate) use optim_core::rule::MAX_SLOTS;
 use optim_core::rule::{CustomRule, StepScalars};
 
 use crate::reduce::{Columns, Sums};
-
-/// The most slots a rule may have.
-pub(crate) const MAX_SLOTS: usize = 4;
 
 /// The slots of a piece of a parameter: slices of its length; those that the rule does not have are empty.
 pub(crate) type Slots<'a> = [&'a mut [f32]; MAX_SLOTS];

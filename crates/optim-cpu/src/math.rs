@@ -74,7 +74,7 @@ mod tests {
     /// `power` as the kernel calls it, with what core makes of the power.
     fn power(x: f32, y: f64) -> f32 {
         let rule = Ftrl { lr_power: -y, ..Ftrl::default() };
-        let at = At { t: 1, lr: 0.1, previous_lr: 0.1, weight_decay: 0.0, first: true };
+        let at = At { lr: 0.1, ..At::default() };
         let scalars = rule.scalars(&at);
         let s: &Step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
         super::power(x, s.power, s.power_fixed, s.power_rest)
