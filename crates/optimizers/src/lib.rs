@@ -44,8 +44,8 @@ pub use backend::Backend;
 /// [`Engine`](optim_core::Engine).
 pub use optim_core as core;
 pub use optim_core::{
-    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Momentum, Optimizer, Outcome, ParamGroup, ParamMut,
-    Parameter, Rate, Result, Rule, Schedule, Sgd, StepReport, schedule,
+    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Lamb, Lars, Momentum, Optimizer, Outcome, ParamGroup,
+    ParamMut, Parameter, Rate, Result, Rule, Schedule, Sgd, StepReport, Values, schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;
