@@ -10,7 +10,13 @@ use std::fmt::Write as _;
 /// What every kernel shares: the shaping of the gradient, the tile, the folded grid.
 pub const PRELUDE: &str = include_str!("prelude.wgsl");
 
-/// Every rule's name and source.
+/// The sums over a parameter that rules with norms begin with.
+pub const REDUCE: &str = include_str!("reduce.wgsl");
+
+/// The layer-wise trust ratio: `terms` and `finish` for [`Norms::Trust`]. It needs [`PRELUDE`].
+pub const LARS: &str = include_str!("rules/lars.wgsl");
+
+/// Every rule's name and source; of those that only wrap another there is none.
 pub const RULES: &[(&str, &str)] = &[
     ("ada_max", include_str!("rules/ada_max.wgsl")),
     ("adadelta", include_str!("rules/adadelta.wgsl")),
@@ -21,6 +27,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("adan", include_str!("rules/adan.wgsl")),
     ("asgd", include_str!("rules/asgd.wgsl")),
     ("ftrl", include_str!("rules/ftrl.wgsl")),
+    ("lamb", include_str!("rules/lamb.wgsl")),
     ("lion", include_str!("rules/lion.wgsl")),
     ("momentum", include_str!("rules/momentum.wgsl")),
     ("nadam", include_str!("rules/nadam.wgsl")),
@@ -45,6 +52,15 @@ pub const GRID_WIDTH: u32 = 32_768;
 
 /// The most slots a kernel can have: WebGPU promises eight storage buffers, and four are taken.
 pub const MAX_SLOTS: usize = 4;
+
+/// The lanes of a workgroup that sums; `reduce.wgsl`'s `LANES`.
+pub const LANES: u32 = 256;
+
+/// The elements that a workgroup sums, counted from a tensor's start: `ROWS` rows of `ROW` elements in `reduce.wgsl`.
+pub const SLICE: u32 = 16 * 1024;
+
+/// The first element of a tile's gradient where there is none; the prelude's `NO_GRAD`.
+pub const NO_GRAD: u32 = u32::MAX;
 
 /// What one lane loads and stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,16 +119,194 @@ pub fn compose(rule: &str, entry: &str, slots: usize, width: Width) -> String {
     text
 }
 
-fn bindings(text: &mut String, slots: usize, width: Width) {
-    let element = width.wgsl();
+/// What a first walk over a parameter sums, and what it completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms<'a> {
+    /// A rule's `terms(s: Step, p: f32, g: f32, …) -> vec3<f32>`, with one further `f32` for each of `slots`. Its
+    /// `finish(s: ptr<function, Step>, sums: vec3<f32>)` completes the step scalars.
+    Rule {
+        /// The source of the rule.
+        source: &'a str,
+        /// The number of its slots; there is room for one fewer than [`MAX_SLOTS`].
+        slots: usize,
+    },
+    /// The trust ratio, [`LARS`], which completes the shaping.
+    Trust {
+        /// The number of the step scalars that stand in a record beside it.
+        scalars: usize,
+    },
+}
+
+impl Norms<'_> {
+    /// The text before the bindings.
+    fn head(&self) -> String {
+        let record = RECORD;
+        match self {
+            Self::Rule { source, .. } => format!("{PRELUDE}\n{REDUCE}\n{source}\n{record}"),
+            Self::Trust { scalars } => {
+                let step = format!("struct Step {{\n    words: array<vec4<u32>, {}>,\n}}", scalars.div_ceil(4));
+                format!("{PRELUDE}\n{REDUCE}\n{LARS}\n// Not used here.\n{step}\n\n{record}")
+            }
+        }
+    }
+
+    fn slots(&self) -> usize {
+        match self {
+            Self::Rule { slots, .. } => *slots,
+            Self::Trust { .. } => 0,
+        }
+    }
+}
+
+/// A whole kernel that sums the terms of slices: [`PRELUDE`], [`REDUCE`], the source, the bindings and `main`.
+///
+/// The bindings of group 0, in order: `records` (dynamic offset), `slices`, `params`, `grads`, `slot0`, `slot1`, …, `parts`.
+///
+/// # Panics
+/// If there are as many slots as [`MAX_SLOTS`]: the parts take the last one's place.
+#[must_use]
+pub fn compose_measure(norms: &Norms<'_>, width: Width) -> String {
+    let slots = norms.slots();
+    assert!(slots < MAX_SLOTS, "a kernel that sums has fewer than {MAX_SLOTS} slots, not {slots}");
+    let mut text = norms.head();
+    let arrays = ["params".to_owned(), "grads".to_owned()].into_iter().chain((0..slots).map(|k| format!("slot{k}")));
+    let arrays: Vec<_> = arrays.collect();
+    line(&mut text, "@group(0) @binding(0) var<storage, read> records: array<Record>;");
+    line(&mut text, "@group(0) @binding(1) var<storage, read> slices: array<Slice>;");
+    for (binding, name) in (2..).zip(&arrays) {
+        line(&mut text, &format!("@group(0) @binding({binding}) var<storage, read> {name}: array<{}>;", width.wgsl()));
+    }
+    let parts = 2 + arrays.len();
+    line(&mut text, &format!("@group(0) @binding({parts}) var<storage, read_write> parts: array<vec3<f32>>;"));
+    let skip = match norms {
+        Norms::Rule { .. } => "",
+        Norms::Trust { .. } => "    if (record.trust.coefficient < 0.0) {\n        slice.count = 0u;\n    }\n",
+    };
+    let _ = write!(
+        text,
+        "
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {{
+    // No lane leaves early: all meet in the tree.
+    let index = workgroup_index(id);
+    var slice = Slice();
+    if (index < arrayLength(&slices)) {{
+        slice = slices[index];
+    }}
+    let record = records[slice.record];
+{skip}
+    // The running sums of four columns. What lies beyond the slice's end is left out.
+    var sum_x = vec3<f32>();
+    var sum_y = vec3<f32>();
+    var sum_z = vec3<f32>();
+    var sum_w = vec3<f32>();
+    for (var row = 0u; row < ROWS; row = row + 1u) {{
+        let element = row * ROW + lane * 4u;
+"
+    );
+    for (nth, component) in COMPONENTS.into_iter().enumerate() {
+        line(&mut text, &format!("        if (element + {nth}u < slice.count) {{"));
+        match width {
+            Width::Scalar => line(&mut text, &format!("            let at = slice.first + element + {nth}u;")),
+            Width::Vec4 => line(&mut text, "            let at = (slice.first + element) / 4u;"),
+        }
+        let load = |array: &str| match width {
+            Width::Scalar => format!("{array}[at]"),
+            Width::Vec4 => format!("{array}[at].{component}"),
+        };
+        line(&mut text, &format!("            let p = {};", load("params")));
+        line(&mut text, &format!("            let g = shape(record.shaping, {}, p);", load("grads")));
+        let state: String = (0..slots).map(|slot| format!(", {}", load(&format!("slot{slot}")))).collect();
+        let step = if matches!(norms, Norms::Rule { .. }) { "record.step, " } else { "" };
+        line(&mut text, &format!("            sum_{component} = sum_{component} + terms({step}p, g{state});"));
+        line(&mut text, "        }");
+    }
     text.push_str(
-        "// The numbers of one update.
+        "    }
+    let sums = tree(lane, (sum_x + sum_y) + (sum_z + sum_w));
+    if (lane == 0u && index < arrayLength(&slices)) {
+        parts[slice.part] = sums;
+    }
+}
+",
+    );
+    text
+}
+
+/// A whole kernel that adds up the parts of parameters and completes their records.
+///
+/// The bindings of group 0, in order: `records` (dynamic offset), `spans`, `parts`.
+#[must_use]
+pub fn compose_finish(norms: &Norms<'_>) -> String {
+    let mut text = norms.head();
+    text.push_str(
+        "@group(0) @binding(0) var<storage, read_write> records: array<Record>;
+@group(0) @binding(1) var<storage, read> spans: array<Span>;
+@group(0) @binding(2) var<storage, read> parts: array<vec3<f32>>;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    // No lane leaves early: all meet in the tree.
+    let index = workgroup_index(id);
+    var span = Span();
+    if (index < arrayLength(&spans)) {
+        span = spans[index];
+    }
+    var sum = vec3<f32>();
+    for (var part = lane; part < span.count; part = part + LANES) {
+        sum = sum + parts[span.first + part];
+    }
+    let sums = tree(lane, sum);
+    if (lane == 0u && index < arrayLength(&spans)) {
+",
+    );
+    text.push_str(match norms {
+        Norms::Rule { .. } => {
+            "        var step = records[span.record].step;
+        finish(&step, sums);
+        records[span.record].step = step;
+"
+        }
+        Norms::Trust { .. } => {
+            "        let trust = records[span.record].trust;
+        var shaping = records[span.record].shaping;
+        if (trust.coefficient >= 0.0) {
+            finish(trust, &shaping, sums);
+        }
+        records[span.record].shaping = shaping;
+"
+        }
+    });
+    text.push_str("    }\n}\n");
+    text
+}
+
+/// The kernel that sums the rows of a row-sparse gradient. It knows no rule.
+///
+/// The bindings of group 0, in order: `list`, `values`, `sums`.
+#[must_use]
+pub fn compose_rows() -> String {
+    format!("{PRELUDE}\n{}", include_str!("rows.wgsl"))
+}
+
+/// The components of a `vec4`.
+const COMPONENTS: [&str; 4] = ["x", "y", "z", "w"];
+
+/// What stands at the record's place in every kernel.
+const RECORD: &str = "// The numbers of one update.
 struct Record {
     shaping: Shaping,
+    trust: Trust,
     step: Step,
 }
 
-@group(0) @binding(0) var<storage, read> records: array<Record>;
+";
+
+fn bindings(text: &mut String, slots: usize, width: Width) {
+    let element = width.wgsl();
+    text.push_str(RECORD);
+    text.push_str(
+        "@group(0) @binding(0) var<storage, read> records: array<Record>;
 @group(0) @binding(1) var<storage, read> tiles: array<Tile>;
 ",
     );
@@ -157,7 +351,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             for (name, array) in held() {
                 line(text, &format!("    var {name} = {array}[at];"));
             }
-            line(text, "    let g = shape(record.shaping, grads[at], p);");
+            line(text, "    var g = 0.0;");
+            line(text, "    if (tile.grad != NO_GRAD) {");
+            line(text, "        g = shape(record.shaping, grads[tile.grad + lane], p);");
+            line(text, "    }");
             line(text, &format!("    {update}"));
             for (name, array) in held() {
                 line(text, &format!("    {array}[at] = {name};"));
@@ -165,16 +362,23 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
         Width::Vec4 => {
             // A pointer to a component does not exist in WGSL: each is taken out, updated and put back.
-            line(text, "    let g_4 = grads[at];");
             for (name, array) in held() {
                 line(text, &format!("    var {name}_4 = {array}[at];"));
             }
-            for component in ["x", "y", "z", "w"] {
+            line(text, "    var g_4 = vec4<f32>();");
+            line(text, "    if (tile.grad != NO_GRAD) {");
+            line(text, "        g_4 = grads[tile.grad / LANE + lane];");
+            for component in COMPONENTS {
+                let shaped = format!("shape(record.shaping, g_4.{component}, p_4.{component})");
+                line(text, &format!("        g_4.{component} = {shaped};"));
+            }
+            line(text, "    }");
+            for component in COMPONENTS {
                 line(text, "    {");
                 for (name, _) in held() {
                     line(text, &format!("        var {name} = {name}_4.{component};"));
                 }
-                line(text, &format!("        let g = shape(record.shaping, g_4.{component}, p);"));
+                line(text, &format!("        let g = g_4.{component};"));
                 line(text, &format!("        {update}"));
                 for (name, _) in held() {
                     line(text, &format!("        {name}_4.{component} = {name};"));

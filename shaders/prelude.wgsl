@@ -21,7 +21,12 @@ struct Tile {
     record: u32,
     // The first element, within its tensor; the low 32 bits.
     element: u32,
+    // The first element of the gradient, within its binding; or NO_GRAD.
+    grad: u32,
 }
+
+// There is no gradient here: it is 0, and is not shaped.
+const NO_GRAD = 0xffffffffu;
 
 // What happens to the gradient before the rule sees it.
 struct Shaping {
@@ -29,6 +34,14 @@ struct Shaping {
     weight_decay: f32,
     pad0: f32,
     pad1: f32,
+}
+
+// What a layer-wise trust ratio is made of; a negative coefficient for none.
+struct Trust {
+    coefficient: f32,
+    epsilon: f32,
+    weight_decay: f32,
+    clip: f32,
 }
 
 // g ← factor · g + weight_decay · p, each term only where it does something

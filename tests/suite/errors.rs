@@ -7,7 +7,7 @@ use optim_tests::{Bound, Run, Target, compare, on_every_backend};
 use optimizers::core::Backend;
 use optimizers::schedule::{CosineDecay, PolynomialDecay, WarmUp};
 use optimizers::{
-    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Momentum, Optimizer, ParamGroup, ParamMut, Parameter,
+    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Lamb, Lars, Momentum, Optimizer, ParamGroup, ParamMut, Parameter,
     Rate, Result, Rule, Schedule, Sgd,
 };
 
@@ -157,6 +157,19 @@ fn out_of_range(rule: &Rule) -> Vec<(&'static str, Rule)> {
             each("adam.eps", NOT_POSITIVE, |eps| Adam { eps, ..adam.clone() }),
         ]
         .concat(),
+        Rule::Lamb(lamb) => [
+            each("lamb.beta1", NOT_INSIDE_ONE, |beta1| Lamb { beta1, ..lamb.clone() }),
+            each("lamb.beta2", NOT_INSIDE_ONE, |beta2| Lamb { beta2, ..lamb.clone() }),
+            each("lamb.eps", NOT_POSITIVE, |eps| Lamb { eps, ..lamb.clone() }),
+        ]
+        .concat(),
+        Rule::Lars(lars) => [
+            each("lars.epsilon", NEGATIVE, |epsilon| Lars { epsilon, ..lars.clone() }),
+            each("lars.coefficient", NEGATIVE, |coefficient| Lars { coefficient, ..lars.clone() }),
+            vec![("lars.inner", Lars::new(lars.clone()).into()), ("lars.inner", Lars::new(Lamb::new(0.1)).into())],
+        ]
+        .concat(),
+        Rule::Custom(own) => unreachable!("{own:?} is not among all rules"),
     }
 }
 
@@ -214,6 +227,9 @@ fn rates() {
             Rule::Sgd(rule) => Sgd { lr: (-1.0).into(), ..rule }.into(),
             Rule::Momentum(rule) => Momentum { lr: (-1.0).into(), ..rule }.into(),
             Rule::Adam(rule) => Adam { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Lamb(rule) => Lamb { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Lars(_) => Lars::new(Momentum { lr: (-1.0).into(), ..Momentum::new(0.1, 0.9) }).into(),
+            Rule::Custom(own) => unreachable!("{own:?} is not among all rules"),
         };
         assert_refused!(Builder::new(bad).params([weight()]), Error::HyperParameter { .. }, &name, "-1");
     }
@@ -233,6 +249,9 @@ fn weight_decays() {
             Rule::Sgd(rule) => Sgd { weight_decay: -1.0, ..rule }.into(),
             Rule::Momentum(rule) => Momentum { weight_decay: -1.0, ..rule }.into(),
             Rule::Adam(rule) => Adam { weight_decay: -1.0, ..rule }.into(),
+            Rule::Lamb(rule) => Lamb { weight_decay: -1.0, ..rule }.into(),
+            Rule::Lars(_) => Lars::new(Momentum { weight_decay: -1.0, ..Momentum::new(0.1, 0.9) }).into(),
+            Rule::Custom(own) => unreachable!("{own:?} is not among all rules"),
         };
         assert_refused!(Builder::new(config).params([weight()]), Error::HyperParameter { .. }, &name, "-1");
     }

@@ -3,7 +3,7 @@
 use optim_tests::run::Worst;
 use optim_tests::tolerance::{CONTROL_BITS, CONTROL_BOUND, PARITY};
 use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, Target, compare, gpu, gpu_is_llvmpipe, reference};
-use optimizers::{Adam, Grad, Momentum, ParamMut, Rule, Sgd};
+use optimizers::{Adam, Grad, Lamb, Lars, Momentum, ParamMut, Rule, Sgd};
 
 /// Trains on the CPU with one setup and on the GPU with another, and compares.
 fn verdict(cpu: &Setup, gpu: &Setup, problem: &Problem) -> Result<Worst, Worst> {
@@ -64,6 +64,9 @@ fn changed(rule: &Rule, part: f64) -> Rule {
         Rule::Sgd(sgd) => Sgd { momentum: sgd.momentum * (1.0 + part), ..sgd }.into(),
         Rule::Momentum(momentum) => Momentum { momentum: momentum.momentum * (1.0 + part), ..momentum }.into(),
         Rule::Adam(adam) => Adam { beta2: adam.beta2 * (1.0 - part), ..adam }.into(),
+        Rule::Lamb(lamb) => Lamb { beta2: lamb.beta2 * (1.0 - part), ..lamb }.into(),
+        Rule::Lars(lars) => Lars { coefficient: lars.coefficient * (1.0 + part), ..lars }.into(),
+        Rule::Custom(own) => unreachable!("{own:?} is not among all rules"),
     }
 }
 

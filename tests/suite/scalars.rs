@@ -1,14 +1,14 @@
 //! Step scalars: the numbers that kernels compute with, against values computed in another way.
 
 use optimizers::core::rule::{At, UpdateRule};
-use optimizers::{Adam, Momentum, Rule, Sgd};
+use optimizers::{Adam, Lamb, Momentum, Rule, Sgd};
 
 /// Updates at which scalars are looked at.
 const UPDATES: [u64; 5] = [1, 2, 10, 1000, 100_000];
 
 fn at(t: u64, lr: f64, betas: [f64; 2]) -> At {
     let beta_powers = betas.map(|beta| f64::from((0..t).fold(1.0_f32, |power, _| power * single(beta))));
-    At { t, lr, weight_decay: 0.0, beta_powers, first: t == 1 }
+    At { t, lr, previous_lr: lr, weight_decay: 0.0, beta_powers, first: t == 1 }
 }
 
 /// The scalars by name; those that only fill up must be 0.
@@ -60,6 +60,23 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
             ("eps", Float(*eps)),
             ("nesterov", Flag(*use_nesterov)),
         ],
+        Rule::Lamb(Lamb { beta1, beta2, eps, .. }) => {
+            let power = |beta: f64| (0..at.t).fold(1.0, |power, _| power * rounded(beta));
+            vec![
+                ("lr", Float(at.lr)),
+                ("beta1", Float(*beta1)),
+                ("one_minus_beta1", Float(1.0 - rounded(*beta1))),
+                ("beta2", Float(*beta2)),
+                ("one_minus_beta2", Float(1.0 - rounded(*beta2))),
+                ("correction1", Float(1.0 - power(*beta1))),
+                ("correction2", Float(1.0 - power(*beta2))),
+                ("eps", Float(*eps)),
+                ("weight_decay", Float(at.weight_decay)),
+                ("ratio", Float(1.0)),
+            ]
+        }
+        Rule::Lars(lars) => expected(&lars.inner, at),
+        Rule::Custom(own) => unreachable!("{own:?} is not among all rules"),
     }
 }
 
@@ -95,7 +112,7 @@ fn first_update_has_no_dampening() {
     let sgd = Sgd { momentum: 0.9, dampening: 0.25, ..Sgd::default() };
     assert!(sgd.first_update_differs(), "with dampening it does");
     for (t, first, expected) in [(1, true, 1.0_f32), (2, false, 0.75), (50, true, 1.0)] {
-        let scalars = scalars(&sgd, &At { t, lr: 0.1, weight_decay: 0.0, beta_powers: [0.0; 2], first });
+        let scalars = scalars(&sgd, &At { t, lr: 0.1, previous_lr: 0.1, weight_decay: 0.0, beta_powers: [0.0; 2], first });
         assert_eq!(scalars[2], ("one_minus_dampening", expected.to_bits()));
     }
 }

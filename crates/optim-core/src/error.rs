@@ -146,6 +146,14 @@ pub enum Error {
         /// The backend that refuses.
         backend: String,
     },
+    /// The WGSL of a rule of the user's own does not compile.
+    #[error("the WGSL of the rule {rule:?} does not compile: {detail}")]
+    Shader {
+        /// The rule.
+        rule: String,
+        /// What the compiler said.
+        detail: String,
+    },
     /// This build does not contain the backend.
     #[error(
         "the {backend} backend is not part of this build: enable the feature {feature:?} of the crate `optimizers`"

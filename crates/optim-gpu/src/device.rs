@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use optim_core::{Error, Result};
 
-use crate::layout::{ALIGNMENT, bytes};
+use crate::layout::{ALIGNMENT, SLICE, bytes};
 use crate::pipeline::{Kernel, KernelKey};
 
 /// What a user can do where there is no adapter.
@@ -24,7 +24,8 @@ const MAX_WINDOW: u64 = 1 << 31;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpuOptions {
     /// The largest part of a buffer that one dispatch sees; `None` for what the device allows. It is rounded down to a multiple
-    /// of 256 bytes, and up to 256. State is kept in buffers of this size, and longer tensors are walked in windows of it.
+    /// of 256 bytes, and up to 256; for rules that sum over a parameter, to a multiple of 64 KiB. State is kept in buffers of
+    /// this size, and longer tensors are walked in windows of it.
     pub window_bytes: Option<u64>,
     /// How long to wait for the device before giving up with [`Error::Timeout`]. Default 60 s.
     pub timeout: Duration,
@@ -72,6 +73,8 @@ pub(crate) struct Context {
     pub(crate) limits: wgpu::Limits,
     /// The largest part of a buffer that one dispatch sees, in elements: a multiple of [`ALIGNMENT`].
     pub(crate) window: usize,
+    /// The most bytes that one binding can have, whatever the window.
+    pub(crate) binding: u64,
     pub(crate) kernels: Mutex<HashMap<KernelKey, Kernel>>,
     pub(crate) counts: Counts,
     /// Whether the device was opened here, with an instance of its own.
@@ -143,9 +146,12 @@ impl Context {
         }
         let window = options.window_bytes.map_or(most, |bytes| bytes.clamp(least, most)) / least;
         let window = usize::try_from(window).expect("at most 2^23 blocks") * ALIGNMENT;
+        // No slice of a sum lies in two windows.
+        let window = if window < SLICE { window } else { window - window % SLICE };
         Ok(Self {
             info: device.adapter_info(),
             window,
+            binding: most / least * least,
             device,
             queue,
             limits,
@@ -239,6 +245,22 @@ impl Context {
             let description = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation };
             self.device.create_buffer(&description)
         })
+    }
+
+    /// An error if the device cannot run the kernels of rules that sum over a parameter.
+    pub(crate) fn can_sum(&self) -> Result<()> {
+        let limits = &self.limits;
+        let (lanes, group) = (u64::from(optim_shaders::LANES), "max_compute_invocations_per_workgroup");
+        let needs = [
+            ("max_compute_workgroup_size_x", lanes, limits.max_compute_workgroup_size_x.into()),
+            (group, lanes, limits.max_compute_invocations_per_workgroup.into()),
+            ("max_compute_workgroup_storage_size", 16 * lanes, limits.max_compute_workgroup_storage_size.into()),
+            ("max_storage_buffer_binding_size", bytes(SLICE), self.binding),
+        ];
+        match needs.into_iter().find(|(_, expected, got)| got < expected) {
+            Some((what, expected, got)) => Err(Error::DeviceLimit { what, expected, got }),
+            None => Ok(()),
+        }
     }
 
     /// Ends the encoder and hands it to the device. Errors of the commands appear here.

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use optim_core::backend::{Plan, Record, Update, wrong_memory};
-use optim_core::rule::Passes;
-use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result};
+use optim_core::rule::Sparse;
+use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::Width;
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::layout::{Layout, Piece, bytes};
-use crate::pipeline::KernelKey;
-use crate::schedule::{Pair, Parts, Schedule, Side};
+use crate::layout::{Layout, Piece, SLICE, bytes};
+use crate::pipeline::{Program, Stage, Sums};
+use crate::rows::{self, RowGrad, Scratch};
+use crate::schedule::{self, Dispatch, Pair, PartialSums, Parts, Schedule, Side};
 use crate::transfer::{Region, copy_bytes};
 
 /// Schedules that are kept: enough for gradients that alternate between a few sets of buffers.
@@ -26,14 +27,17 @@ const RING: u64 = 64;
 
 pub(crate) struct GpuEngine {
     context: Arc<Context>,
-    kernel: KernelKey,
+    program: Arc<Program>,
     names: Vec<String>,
     layout: Layout,
     /// Pages for each slot.
     slots: Vec<Vec<wgpu::Buffer>>,
     /// Pages for host parameters and for host gradients; made at their first use.
     staged: [Vec<wgpu::Buffer>; 2],
+    sums: Option<PartialSums>,
     ring: Option<Ring>,
+    /// For row-sparse gradients.
+    scratch: Scratch,
     /// The most recently used first. They keep the caller's buffers alive.
     schedules: Vec<Schedule>,
     words: Vec<u32>,
@@ -58,16 +62,22 @@ impl GpuEngine {
     pub(crate) fn new(context: Arc<Context>, plan: &Plan<'_>) -> Result<Self> {
         let rule = plan.rule.spec();
         let slots = rule.slots();
-        let kernel = KernelKey { rule: rule.source(), entry: rule.entry(), slots: slots.len(), width: Width::Vec4 };
-        match rule.passes() {
-            Passes::Elementwise => {}
-            passes => {
-                let what = format!("the rule {:?} with passes {passes:?}", rule.name());
-                return Err(Error::Unsupported { what, backend: "gpu".into() });
+        let program = Arc::new(Program::new(plan.rule)?);
+        if program.is_custom() {
+            // What is wrong with the user's text shows now.
+            for width in Width::ALL {
+                let _ = context.kernel(&program, Stage::Update(width))?;
             }
         }
-        kernel.source()?;
-        let layout = Layout::new(plan.parameters.iter().map(|parameter| parameter.len()), context.window);
+        let lens = || plan.parameters.iter().map(|parameter| parameter.len());
+        let (window, sums) = match program.sums {
+            Sums::Nothing => (context.window, None),
+            Sums::Rule | Sums::Trust => {
+                context.can_sum()?;
+                (context.window.max(SLICE), Some(PartialSums::new(&context, lens())?))
+            }
+        };
+        let layout = Layout::new(lens(), window);
         let mut encoder = context.encoder()?;
         let mut pages_of = Vec::with_capacity(slots.len());
         for slot in slots {
@@ -82,18 +92,20 @@ impl GpuEngine {
         context.submit(encoder)?;
         Ok(Self {
             names: plan.parameters.iter().map(|parameter| parameter.name().to_owned()).collect(),
-            kernel,
+            program,
+            sums,
             layout,
             slots: pages_of,
             staged: Default::default(),
             ring: None,
+            scratch: Scratch::default(),
             schedules: Vec::with_capacity(KEPT + 1),
             words: Vec::new(),
             context,
         })
     }
 
-    /// Where the memory of a step lies. Refuses what is not this backend's.
+    /// Where the memory of a step lies; of a row-sparse gradient, its values. Refuses what is not this backend's.
     fn pairs<'a>(&self, params: &'a [ParamMut<'_>], grads: &'a [Grad<'_>]) -> Result<Vec<Pair<&'a GpuBuffer>>> {
         let mut pairs = Vec::with_capacity(params.len());
         for ((param, grad), name) in params.iter().zip(grads).zip(&self.names) {
@@ -105,8 +117,8 @@ impl GpuEngine {
             };
             let grad_side = match grad {
                 Grad::None => Side::Absent,
-                Grad::F32(_) => Side::Host,
-                Grad::Device(memory) => Side::Device(self.own("gradient", name, *memory)?),
+                Grad::F32(_) | Grad::Rows(_, Values::F32(_)) => Side::Host,
+                Grad::Device(memory) | Grad::Rows(_, Values::Device(memory)) => Side::Device(self.own("gradient", name, *memory)?),
                 grad => return Err(other("gradient", grad.dtype().unwrap_or(DType::F32))),
             };
             let nothing = param.is_empty() || grad.is_none();
@@ -129,9 +141,9 @@ impl GpuEngine {
     }
 
     /// Makes the pages for what comes from the host, if there is any and they are not there yet.
-    fn stage(&mut self, pairs: &[Pair<&GpuBuffer>]) -> Result<()> {
+    fn stage(&mut self, pairs: &[Pair<&GpuBuffer>], dense: &[Pair<&GpuBuffer>]) -> Result<()> {
         let params = pairs.iter().any(|pair| matches!(pair.param, Side::Host));
-        let grads = pairs.iter().any(|pair| matches!(pair.grad, Side::Host));
+        let grads = dense.iter().any(|pair| matches!(pair.grad, Side::Host));
         for (staged, (label, used)) in self.staged.iter_mut().zip([("parameters", params), ("gradients", grads)]) {
             if used && staged.is_empty() {
                 *staged = self.context.pages(&self.layout, label)?;
@@ -140,11 +152,41 @@ impl GpuEngine {
         Ok(())
     }
 
+    /// The row-sparse gradients of a step, with memory for what they need.
+    fn rows<'a>(
+        &mut self,
+        update: &Update<'a>,
+        pairs: &[Pair<&GpuBuffer>],
+        grads: &[Grad<'_>],
+    ) -> Result<Vec<RowGrad<'a>>> {
+        let mut row_grads = Vec::new();
+        for (tensor, (pair, grad)) in pairs.iter().zip(grads).enumerate() {
+            let Grad::Rows(indices, values) = grad else { continue };
+            if pair.is_absent() {
+                continue;
+            }
+            rows::check_len(&self.context, values.len())?;
+            let (list, width) = (&update.rows[tensor], values.len() / indices.len().max(1));
+            let values = match pair.grad.device() {
+                Some(memory) if memory.len > 0 => (memory.buffer.clone(), memory.offset),
+                _ => (self.scratch.values(&self.context, tensor, values.len())?, 0),
+            };
+            let sums = if list.rows.len() < list.positions.len() {
+                Some(self.scratch.sums(&self.context, tensor, list.rows.len() * width)?)
+            } else {
+                None
+            };
+            row_grads.push(RowGrad { tensor, list, width, values, sums });
+        }
+        Ok(row_grads)
+    }
+
     /// Puts the records into words, and makes a ring with room for them.
     fn prepare(&mut self, records: &[Record]) -> Result<()> {
         self.words.clear();
-        for Record { shaping, scalars, .. } in records {
+        for Record { shaping, trust, scalars } in records {
             self.words.extend([shaping.factor.to_bits(), shaping.weight_decay.to_bits(), 0, 0]);
+            self.words.extend(bytemuck::cast_ref::<_, [u32; 4]>(trust));
             self.words.extend(scalars.words());
         }
         let size = bytes(self.words.len());
@@ -163,38 +205,47 @@ impl GpuEngine {
             self.schedules[..=known].rotate_right(1);
             return Ok(());
         }
-        let Some(ring) = &self.ring else { return Ok(()) };
-        let parts = Parts {
+        let Some(parts) = self.parts() else { return Ok(()) };
+        let schedule = Schedule::new(&parts, pairs, record_of)?;
+        self.schedules.insert(0, schedule);
+        self.schedules.truncate(KEPT);
+        Ok(())
+    }
+
+    /// What dispatches are made from; nothing before there are records.
+    fn parts(&self) -> Option<Parts<'_>> {
+        let ring = self.ring.as_ref()?;
+        Some(Parts {
             context: &self.context,
-            kernel: self.kernel,
+            program: &self.program,
+            sums: self.sums.as_ref(),
             names: &self.names,
             layout: &self.layout,
             slots: &self.slots,
             staged: [&self.staged[0], &self.staged[1]],
             records: (&ring.buffer, ring.size),
-        };
-        self.schedules.insert(0, Schedule::new(&parts, pairs, record_of)?);
-        self.schedules.truncate(KEPT);
-        Ok(())
+        })
     }
 
-    /// Encodes the dispatches of the schedule in front.
-    fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    /// Encodes the dispatches of the schedule in front, and others.
+    fn encode(&mut self, encoder: &mut wgpu::CommandEncoder, others: &[Dispatch]) -> Result<()> {
         let (Some(ring), Some(schedule)) = (&mut self.ring, self.schedules.first()) else { return Ok(()) };
         let offset = ring.next * ring.stride();
         ring.next = (ring.next + 1) % RING;
         let dynamic = u32::try_from(offset)
             .map_err(|_| Error::Unsupported { what: "this number of groups".into(), backend: "gpu".into() })?;
+        let dynamic = [dynamic];
+        let dispatches = || schedule.dispatches.iter().chain(others);
         self.context.scoped(|| {
             self.context.queue.write_buffer(&ring.buffer, offset, bytemuck::cast_slice(&self.words));
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for dispatch in &schedule.dispatches {
+            for dispatch in dispatches() {
                 pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bindings, &[dynamic]);
+                pass.set_bind_group(0, &dispatch.bindings, &dynamic[..usize::from(dispatch.records)]);
                 pass.dispatch_workgroups(dispatch.grid.0, dispatch.grid.1, 1);
             }
         })?;
-        self.context.counts.dispatches.fetch_add(schedule.dispatches.len() as u64, Relaxed);
+        self.context.counts.dispatches.fetch_add(dispatches().count() as u64, Relaxed);
         Ok(())
     }
 
@@ -212,13 +263,30 @@ fn region<'a>(pages: &'a [wgpu::Buffer], piece: &Piece) -> Region<'a> {
 impl Engine for GpuEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
         self.context.ready()?;
-        let pairs = self.pairs(params, grads)?;
+        let mut pairs = self.pairs(params, grads)?;
+        for (pair, (rows, grad)) in pairs.iter_mut().zip(update.rows.iter().zip(grads)) {
+            if matches!(grad, Grad::Rows(..)) && rows.rows.is_empty() && update.sparse != Sparse::AllRows {
+                *pair = Pair::ABSENT;
+            }
+        }
         if pairs.iter().all(Pair::is_absent) {
             return Ok(());
         }
-        self.stage(&pairs)?;
+        // Only what is dense has a schedule that is kept.
+        let is_sparse = |grad: &Grad<'_>| matches!(grad, Grad::Rows(..));
+        let dense = |(pair, grad): (&Pair<_>, _)| if is_sparse(grad) { Pair::ABSENT } else { *pair };
+        let dense: Vec<Pair<&GpuBuffer>> = pairs.iter().zip(grads).map(dense).collect();
+        self.stage(&pairs, &dense)?;
         self.prepare(update.records)?;
-        self.schedule(&pairs, update.record_of)?;
+        self.schedule(&dense, update.record_of)?;
+        let row_grads = self.rows(update, &pairs, grads)?;
+        let sparse = match self.parts() {
+            Some(parts) if !row_grads.is_empty() => {
+                schedule::check(&parts, &pairs)?;
+                rows::dispatches(&parts, &row_grads, &pairs, update.record_of, update.sparse)?
+            }
+            _ => Vec::new(),
+        };
         let on_host = |side: fn(&Pair<&GpuBuffer>) -> bool| -> Vec<Piece> {
             self.layout.pieces.iter().filter(|piece| side(&pairs[piece.tensor])).copied().collect()
         };
@@ -235,9 +303,15 @@ impl Engine for GpuEngine {
             Grad::F32(values) => Some((region(&self.staged[1], piece), &values[piece.range()])),
             _ => None,
         });
-        let uploads: Vec<_> = values_of_params.chain(values_of_grads).collect();
+        let values_of_rows = row_grads.iter().filter_map(|rows| match grads[rows.tensor] {
+            Grad::Rows(_, Values::F32(values)) => {
+                Some((Region { buffer: &rows.values.0, offset: 0, span: values.len() }, values))
+            }
+            _ => None,
+        });
+        let uploads: Vec<_> = values_of_params.chain(values_of_grads).chain(values_of_rows).collect();
         self.context.upload(&mut encoder, &uploads)?;
-        self.encode(&mut encoder)?;
+        self.encode(&mut encoder, &sparse)?;
 
         let regions: Vec<_> = host_params.iter().map(|piece| region(&self.staged[0], piece)).collect();
         self.context.download(encoder, &regions, |item, first, bytes| {
@@ -270,6 +344,6 @@ impl Engine for GpuEngine {
 
 impl fmt::Debug for GpuEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GpuEngine").field("kernel", &self.kernel).finish_non_exhaustive()
+        f.debug_struct("GpuEngine").field("program", &self.program).finish_non_exhaustive()
     }
 }

@@ -51,12 +51,14 @@ pub(crate) struct Layout {
     pub(crate) pages: Vec<usize>,
     /// For each tensor the range of its pieces.
     of: Vec<Range<usize>>,
+    /// The most elements of a page.
+    pub(crate) window: usize,
 }
 
 impl Layout {
     /// `window` is in elements, a multiple of [`ALIGNMENT`].
     pub(crate) fn new(lens: impl IntoIterator<Item = usize>, window: usize) -> Self {
-        let mut layout = Self { pieces: Vec::new(), pages: Vec::new(), of: Vec::new() };
+        let mut layout = Self { pieces: Vec::new(), pages: Vec::new(), of: Vec::new(), window };
         let mut room = 0;
         for (tensor, len) in lens.into_iter().enumerate() {
             let first = layout.pieces.len();
@@ -99,18 +101,75 @@ pub(crate) struct Tile {
     count: u32,
     record: u32,
     element: u32,
+    grad: u32,
+}
+
+/// A run of elements that share a record, and their gradient.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stretch {
+    /// The first element, within its dispatch's bindings.
+    pub(crate) first: usize,
+    pub(crate) len: usize,
+    /// The first element, within the tensor.
+    pub(crate) element: usize,
+    /// The first element of the gradient, within its binding; `None` for a gradient of 0 that is not shaped.
+    pub(crate) grad: Option<usize>,
 }
 
 impl Tile {
-    /// The tiles of a piece that begins at `first` within its dispatch's bindings.
-    pub(crate) fn cover(piece: Piece, first: usize, record: u32, width: Width) -> impl Iterator<Item = Self> {
+    /// The tiles of a stretch.
+    pub(crate) fn cover(stretch: Stretch, record: u32, width: Width) -> impl Iterator<Item = Self> {
         let tile = width.tile() as usize;
-        (0..piece.len).step_by(tile).map(move |done| Self {
+        let Stretch { first, len, element, grad } = stretch;
+        (0..len).step_by(tile).map(move |done| Self {
             first: word(first + done),
-            count: word(tile.min(piece.len - done)),
+            count: word(tile.min(len - done)),
             record,
-            element: word(piece.start + done),
+            element: word(element + done),
+            grad: grad.map_or(optim_shaders::NO_GRAD, |grad| word(grad + done)),
         })
+    }
+}
+
+/// What one workgroup sums: the `Slice` of `reduce.wgsl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Slice {
+    first: u32,
+    count: u32,
+    record: u32,
+    part: u32,
+}
+
+/// The elements of a slice.
+pub(crate) const SLICE: usize = optim_shaders::SLICE as usize;
+
+impl Slice {
+    /// The slices of a piece that begins at `first` within its dispatch's bindings; the tensor's parts begin at `part`.
+    pub(crate) fn cover(piece: Piece, first: usize, record: u32, part: usize) -> impl Iterator<Item = Self> {
+        (0..piece.len).step_by(SLICE).map(move |done| Self {
+            first: word(first + done),
+            count: word(SLICE.min(piece.len - done)),
+            record,
+            part: word(part + (piece.start + done) / SLICE),
+        })
+    }
+}
+
+/// The slices of one tensor: the `Span` of `reduce.wgsl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Span {
+    first: u32,
+    count: u32,
+    record: u32,
+    pad: u32,
+}
+
+impl Span {
+    /// Of so many parts.
+    pub(crate) fn new(parts: Range<usize>, record: u32) -> Self {
+        Self { first: word(parts.start), count: word(parts.len()), record, pad: 0 }
     }
 }
 

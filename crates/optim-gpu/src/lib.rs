@@ -17,6 +17,16 @@
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
 //!
+//! A rule that sums over each parameter first ([`Passes::Norms`](optim_core::rule::Passes), or a trust ratio) has two dispatches
+//! for each of these, and one more for all parameters together, which completes their records. Slices are summed in a fixed
+//! order that depends neither on the device nor on where memory lies.
+//!
+//! # Row-sparse gradients
+//!
+//! The lists come from the host, the values from the host or the device; nothing is read back. Rows that are listed more than
+//! once are summed by a kernel first. The dispatches are made anew at each step. The values of one gradient must fit one
+//! binding.
+//!
 //! # Crate layout
 //!
 //! | module | holds |
@@ -24,11 +34,12 @@
 //! | `device` | the device, its errors: every call to wgpu goes through `scoped` or `wait` |
 //! | `layout` | pages, pieces, tiles |
 //! | `buffer`, `transfer` | memory on the device, and to and from it |
-//! | `pipeline` | from a rule's name to a kernel |
+//! | `pipeline` | from a rule to its kernels |
 //! | `schedule` | from memory to a list of dispatches |
+//! | `rows` | the same for row-sparse gradients |
 //! | `engine` | a step |
 //!
-//! There is no file for a rule: a kernel follows from the rule's name, its entry function and its slots.
+//! There is no file for a rule: its kernels follow from its source, its entry function and its slots.
 //!
 //! # Lost devices
 //!
@@ -50,6 +61,7 @@ mod device;
 mod engine;
 mod layout;
 mod pipeline;
+mod rows;
 mod schedule;
 mod transfer;
 

@@ -1,21 +1,54 @@
-//! From a rule's name to a pipeline. There is no Rust code for a rule here: its kernel follows from its name, its entry
-//! function and its number of slots.
+//! From a rule to its pipelines. There is no Rust code for a rule here: its kernels follow from its source, its entry function
+//! and its number of slots.
 
-use std::sync::PoisonError;
+use std::borrow::Cow;
+use std::sync::{Arc, PoisonError};
 
-use optim_core::{Error, Result};
-use optim_shaders::Width;
+use optim_core::rule::Passes;
+use optim_core::{Error, Result, Rule};
+use optim_shaders::{MAX_SLOTS, Norms, Width};
 
 use crate::device::Context;
 
-/// What a kernel is made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct KernelKey {
-    pub(crate) rule: &'static str,
-    pub(crate) entry: &'static str,
-    pub(crate) slots: usize,
-    pub(crate) width: Width,
+/// What a rule's kernels are made from.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Program {
+    name: &'static str,
+    /// WGSL: ours, or the user's.
+    source: Cow<'static, str>,
+    entry: &'static str,
+    slots: usize,
+    /// The words of its step scalars.
+    scalars: usize,
+    pub(crate) sums: Sums,
 }
+
+/// What is summed over each parameter before the update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Sums {
+    /// Nothing.
+    Nothing,
+    /// The rule's own terms.
+    Rule,
+    /// Those of the layer-wise trust ratio.
+    Trust,
+}
+
+/// One kernel of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Stage {
+    /// Sums the listed rows of a gradient.
+    Rows,
+    /// Sums slices.
+    Measure(Width),
+    /// Completes the records from the sums.
+    Finish,
+    /// The rule's update.
+    Update(Width),
+}
+
+/// What a kernel is made from.
+pub(crate) type KernelKey = (Arc<Program>, Stage);
 
 /// A compiled kernel.
 #[derive(Debug, Clone)]
@@ -24,30 +57,93 @@ pub(crate) struct Kernel {
     pub(crate) bindings: wgpu::BindGroupLayout,
 }
 
-impl KernelKey {
-    /// The rule's source, or an error that this backend does not run the rule.
-    pub(crate) fn source(&self) -> Result<&'static str> {
-        let unsupported = |what| Error::Unsupported { what, backend: "gpu".into() };
-        if self.slots > optim_shaders::MAX_SLOTS {
-            return Err(unsupported(format!("a rule of {} slots", self.slots)));
+impl Program {
+    /// The program of a rule, or an error that this backend does not run the rule.
+    pub(crate) fn new(rule: &Rule) -> Result<Self> {
+        let unsupported = |what| Err(Error::Unsupported { what, backend: "gpu".into() });
+        let spec = rule.spec();
+        let name = spec.name();
+        let source = if let Rule::Custom(own) = rule.kernel() {
+            Cow::Owned(own.wgsl().to_owned())
+        } else if let Some(source) = optim_shaders::rule(spec.source()) {
+            Cow::Borrowed(source)
+        } else {
+            return unsupported(format!("the rule {name:?}"));
+        };
+        let sums = match spec.passes() {
+            _ if spec.has_trust() => Sums::Trust,
+            Passes::Elementwise => Sums::Nothing,
+            Passes::Norms if matches!(source, Cow::Borrowed(_)) => Sums::Rule,
+            passes => return unsupported(format!("the rule {name:?} with passes {passes:?}")),
+        };
+        let slots = spec.slots().len();
+        // The sums take a binding.
+        if slots > MAX_SLOTS - usize::from(sums == Sums::Rule) {
+            return unsupported(format!("a rule of {slots} slots"));
         }
-        optim_shaders::rule(self.rule).ok_or_else(|| unsupported(format!("the rule {:?}", self.rule)))
+        Ok(Self { name, source, entry: spec.entry(), slots, scalars: spec.scalar_names().len(), sums })
+    }
+
+    /// Whether the source is the user's.
+    pub(crate) fn is_custom(&self) -> bool {
+        matches!(self.source, Cow::Owned(_))
+    }
+
+    /// The slots that a kernel of this program binds.
+    pub(crate) fn slots(&self, stage: Stage) -> usize {
+        match (stage, self.sums) {
+            (Stage::Rows | Stage::Finish, _) | (Stage::Measure(_), Sums::Trust) => 0,
+            (Stage::Measure(_) | Stage::Update(_), _) => self.slots,
+        }
+    }
+
+    fn compose(&self, stage: Stage) -> String {
+        let norms = match self.sums {
+            Sums::Nothing | Sums::Rule => Norms::Rule { source: &self.source, slots: self.slots },
+            Sums::Trust => Norms::Trust { scalars: self.scalars },
+        };
+        match stage {
+            Stage::Rows => optim_shaders::compose_rows(),
+            Stage::Measure(width) => optim_shaders::compose_measure(&norms, width),
+            Stage::Finish => optim_shaders::compose_finish(&norms),
+            Stage::Update(width) => optim_shaders::compose(&self.source, self.entry, self.slots, width),
+        }
+    }
+
+    /// The bindings that `optim_shaders` declares.
+    fn layout(&self, stage: Stage) -> Vec<wgpu::BindGroupLayoutEntry> {
+        const READ: bool = true;
+        const WRITE: bool = false;
+        let slots = self.slots(stage);
+        let (head, slot, tail): (&[bool], bool, &[bool]) = match stage {
+            Stage::Rows => (&[READ, READ, WRITE], READ, &[]),
+            // Records, slices, params, grads; parts.
+            Stage::Measure(_) => (&[READ, READ, READ, READ], READ, &[WRITE]),
+            // Records, spans, parts.
+            Stage::Finish => (&[WRITE, READ, READ], READ, &[]),
+            // Records, tiles, params, grads.
+            Stage::Update(_) => (&[READ, READ, WRITE, READ], WRITE, &[]),
+        };
+        let accesses = head.iter().chain(std::iter::repeat_n(&slot, slots)).chain(tail);
+        let dynamic = |binding| binding == 0 && stage != Stage::Rows;
+        (0..).zip(accesses).map(|(binding, &read_only)| storage(binding, read_only, dynamic(binding))).collect()
     }
 }
 
 impl Context {
     /// The kernel; compiled at its first use on this device.
-    pub(crate) fn kernel(&self, key: KernelKey) -> Result<Kernel> {
+    pub(crate) fn kernel(&self, program: &Arc<Program>, stage: Stage) -> Result<Kernel> {
+        let key = (Arc::clone(program), stage);
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = kernels.get(&key) {
             return Ok(kernel.clone());
         }
-        let source = optim_shaders::compose(key.source()?, key.entry, key.slots, key.width);
-        let label = format!("{} {} {:?}", key.rule, key.entry, key.width);
+        let source = program.compose(stage);
+        let label = format!("{} {} {stage:?}", program.name, program.entry);
         let kernel = self.scoped(|| {
             let bindings = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: Some(&label),
-                entries: &layout_entries(key.slots),
+                entries: &program.layout(stage),
             });
             let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some(&label),
@@ -67,6 +163,10 @@ impl Context {
                 cache: None,
             });
             Kernel { pipeline, bindings }
+        });
+        let kernel = kernel.map_err(|error| match error {
+            Error::Device { detail } if program.is_custom() => Error::Shader { rule: program.name.into(), detail },
+            other => other,
         })?;
         kernels.insert(key, kernel.clone());
         Ok(kernel)
@@ -89,12 +189,6 @@ impl Context {
         })
         .map(drop)
     }
-}
-
-/// The bindings that `optim_shaders::compose` declares: records, tiles, params, grads, slots.
-fn layout_entries(slots: usize) -> Vec<wgpu::BindGroupLayoutEntry> {
-    let fixed = [storage(0, true, true), storage(1, true, false), storage(2, false, false), storage(3, true, false)];
-    fixed.into_iter().chain((4..).take(slots).map(|binding| storage(binding, false, false))).collect()
 }
 
 const fn storage(binding: u32, read_only: bool, has_dynamic_offset: bool) -> wgpu::BindGroupLayoutEntry {

@@ -1,15 +1,17 @@
 //! From the memory of one step to a list of dispatches. It is made once for each distinct set of buffers and kept.
 
 use std::borrow::Borrow;
+use std::sync::Arc;
 
+use bytemuck::Pod;
 use optim_core::{Error, Result};
 use optim_shaders::Width;
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::layout::{Layout, Piece, Tile, bytes, grid};
-use crate::pipeline::KernelKey;
+use crate::layout::{Layout, Piece, SLICE, Slice, Span, Stretch, Tile, bytes, grid};
+use crate::pipeline::{Program, Stage};
 
 /// Where one parameter or one gradient lies.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +33,7 @@ impl<B: Borrow<GpuBuffer>> Side<B> {
         }
     }
 
-    fn device(&self) -> Option<&GpuBuffer> {
+    pub(crate) fn device(&self) -> Option<&GpuBuffer> {
         match self {
             Self::Absent | Self::Host => None,
             Self::Device(buffer) => Some(buffer.borrow()),
@@ -71,20 +73,50 @@ pub(crate) struct Schedule {
     record_of: Vec<u32>,
 }
 
-/// One dispatch. Its first binding, the records, has a dynamic offset.
+/// One dispatch.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) bindings: wgpu::BindGroup,
     pub(crate) grid: (u32, u32),
+    /// Whether the first binding is the records, which have a dynamic offset.
+    pub(crate) records: bool,
+}
+
+/// The sums of an engine's slices.
+#[derive(Debug)]
+pub(crate) struct PartialSums {
+    pub(crate) buffer: wgpu::Buffer,
+    /// For each tensor its first part, and last where they end.
+    pub(crate) starts: Vec<usize>,
+}
+
+impl PartialSums {
+    /// The bytes of one part.
+    const SIZE: u64 = 16;
+
+    pub(crate) fn new(context: &Context, lens: impl IntoIterator<Item = usize>) -> Result<Self> {
+        let mut starts = vec![0];
+        starts.extend(lens.into_iter().scan(0, |end, len| {
+            *end += len.div_ceil(SLICE);
+            Some(*end)
+        }));
+        let size = Self::SIZE * (starts[starts.len() - 1].max(1) as u64);
+        Ok(Self { buffer: context.create_buffer("sums", size, USAGE, false)?, starts })
+    }
+
+    fn binding(&self) -> Binding<'_> {
+        (&self.buffer, 0, self.buffer.size())
+    }
 }
 
 /// What an engine brings to a schedule.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts<'a> {
     pub(crate) context: &'a Context,
-    /// The kernel; its width is chosen here.
-    pub(crate) kernel: KernelKey,
+    pub(crate) program: &'a Arc<Program>,
+    /// Where slices are summed, if the rule sums anything.
+    pub(crate) sums: Option<&'a PartialSums>,
     pub(crate) names: &'a [String],
     pub(crate) layout: &'a Layout,
     /// The state: pages for each slot.
@@ -108,16 +140,42 @@ impl Schedule {
     pub(crate) fn new(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
         let runs = Run::all(parts, pairs, record_of);
-        let tiles = parts.context.tile_buffers(&runs)?;
-        let dispatch = |(run, tiles): (&Run<'_>, _)| run.dispatch(parts, tiles, pairs);
-        let dispatches = runs.iter().zip(tiles).map(dispatch).collect::<Result<_>>()?;
+        let mut dispatches = Vec::new();
+        if let Some(sums) = parts.sums {
+            let slices: Vec<_> = runs.iter().map(|run| &*run.slices).collect();
+            for (run, slices) in runs.iter().zip(parts.tables("slices", &slices)?) {
+                dispatches.push(run.measure(parts, &slices, sums, pairs)?);
+            }
+            dispatches.extend(finish(parts, sums, pairs, record_of)?);
+        }
+        dispatches.extend(Run::updates(&runs, parts, pairs)?);
         let pairs = pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() });
         Ok(Self { dispatches, pairs: pairs.collect(), record_of: record_of.to_vec() })
     }
 }
 
+/// Completes the record of each tensor that is updated.
+fn finish(
+    parts: &Parts<'_>,
+    sums: &PartialSums,
+    pairs: &[Pair<&GpuBuffer>],
+    record_of: &[u32],
+) -> Result<Option<Dispatch>> {
+    let updated = (0..pairs.len()).filter(|&tensor| !pairs[tensor].is_absent());
+    let span = |tensor: usize| Span::new(sums.starts[tensor]..sums.starts[tensor + 1], record_of[tensor]);
+    let spans: Vec<_> = updated.map(span).collect();
+    if spans.is_empty() {
+        return Ok(None);
+    }
+    let kernel = parts.context.kernel(parts.program, Stage::Finish)?;
+    let tables = parts.tables("spans", &[&spans])?;
+    let bindings = [parts.records(), tables[0].binding(), sums.binding()];
+    let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
+    Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: true }))
+}
+
 /// What only this backend can know: whether buffers can be bound, and whether they get into each other's way.
-fn check(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<()> {
+pub(crate) fn check(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<()> {
     let alignment = u64::from(parts.context.limits.min_storage_buffer_offset_alignment);
     let mut claims = Vec::new();
     for (pair, name) in pairs.iter().zip(parts.names) {
@@ -176,20 +234,47 @@ fn unfit(what: &'static str, name: &str, expected: String, got: String) -> Error
     Error::Memory { what, name: name.to_owned(), expected, got }
 }
 
+/// A part of a buffer that a kernel sees: where it begins and how long it is, in bytes.
+pub(crate) type Binding<'a> = (&'a wgpu::Buffer, u64, u64);
+
+/// The words that one buffer of tables may have at least, whatever the window: windows may be forced to be tiny.
+const TABLE: usize = 1 << 14;
+
+/// A table on the device.
+pub(crate) struct Table {
+    buffer: wgpu::Buffer,
+    offset: u64,
+    size: u64,
+}
+
+impl Table {
+    fn binding(&self) -> Binding<'_> {
+        (&self.buffer, self.offset, self.size)
+    }
+}
+
 /// Pieces that one dispatch can update: their parameters, their gradients and their state lie in one buffer each, all at the
 /// same distances.
-struct Run<'a> {
-    width: Width,
+pub(crate) struct Run<'a> {
+    pub(crate) width: Width,
     /// The first piece: the bindings begin with it.
-    first: Piece,
+    pub(crate) first: Piece,
     /// The buffer and the byte at which the parameters begin, and the gradients.
-    sides: [(&'a wgpu::Buffer, u64); 2],
+    pub(crate) sides: [(&'a wgpu::Buffer, u64); 2],
     /// The elements from the beginning of the first piece to the end of the last.
-    elements: usize,
-    tiles: Vec<Tile>,
+    pub(crate) elements: usize,
+    /// The elements of the gradients.
+    pub(crate) grads: usize,
+    pub(crate) tiles: Vec<Tile>,
+    pub(crate) slices: Vec<Slice>,
 }
 
 impl<'a> Run<'a> {
+    /// A run without work.
+    pub(crate) fn new(width: Width, first: Piece, sides: [(&'a wgpu::Buffer, u64); 2]) -> Self {
+        Self { width, first, sides, elements: 0, grads: 0, tiles: Vec::new(), slices: Vec::new() }
+    }
+
     /// All runs of a step. Pieces without a gradient are passed over; they do not end a run.
     fn all(parts: &Parts<'a>, pairs: &[Pair<&'a GpuBuffer>], record_of: &[u32]) -> Vec<Self> {
         let mut runs: Vec<Self> = Vec::new();
@@ -202,20 +287,23 @@ impl<'a> Run<'a> {
             let padded = |side: &Side<&GpuBuffer>| side.device().is_none_or(|memory| memory.padded);
             let wide = piece.len.is_multiple_of(4) || sides.iter().all(|(side, _)| padded(side));
             let width = if wide { Width::Vec4 } else { Width::Scalar };
-            let sides = sides.map(|(side, staged)| match *side {
-                Side::Device(memory) => (&memory.buffer, memory.offset + bytes(piece.start)),
-                Side::Absent | Side::Host => (&staged[piece.page], bytes(piece.offset)),
-            });
+            let sides = sides.map(|(side, staged)| side.place(staged, piece));
             let run = match runs.last_mut() {
                 Some(run) if run.continues_with(width, piece, sides) => run,
                 _ => {
-                    runs.push(Self { width, first: piece, sides, elements: 0, tiles: Vec::new() });
+                    runs.push(Self::new(width, piece, sides));
                     runs.last_mut().expect("it was just pushed")
                 }
             };
             let first = piece.offset - run.first.offset;
             run.elements = first + if wide { piece.len.next_multiple_of(4) } else { piece.len };
-            run.tiles.extend(Tile::cover(piece, first, record_of[piece.tensor], width));
+            run.grads = run.elements;
+            let stretch = Stretch { first, len: piece.len, element: piece.start, grad: Some(first) };
+            run.tiles.extend(Tile::cover(stretch, record_of[piece.tensor], width));
+            if let Some(sums) = parts.sums {
+                let part = sums.starts[piece.tensor];
+                run.slices.extend(Slice::cover(piece, first, record_of[piece.tensor], part));
+            }
         }
         runs
     }
@@ -227,44 +315,104 @@ impl<'a> Run<'a> {
         width == self.width && piece.page == self.first.page && self.sides.iter().zip(sides).all(fits)
     }
 
-    fn dispatch(&self, parts: &Parts<'_>, tiles: (wgpu::Buffer, u64), pairs: &[Pair<&GpuBuffer>]) -> Result<Dispatch> {
-        let context = parts.context;
-        let kernel = context.kernel(KernelKey { width: self.width, ..parts.kernel })?;
+    /// The update of each run.
+    pub(crate) fn updates(runs: &[Self], parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<Vec<Dispatch>> {
+        let tiles: Vec<_> = runs.iter().map(|run| &*run.tiles).collect();
+        let tables = parts.tables("tiles", &tiles)?;
+        let update = |(run, tiles): (&Self, &Table)| {
+            run.dispatch(parts, Stage::Update(run.width), tiles, None, run.tiles.len(), pairs)
+        };
+        runs.iter().zip(&tables).map(update).collect()
+    }
+
+    /// The sums of its slices.
+    fn measure(
+        &self,
+        parts: &Parts<'_>,
+        slices: &Table,
+        sums: &PartialSums,
+        pairs: &[Pair<&GpuBuffer>],
+    ) -> Result<Dispatch> {
+        self.dispatch(parts, Stage::Measure(self.width), slices, Some(sums.binding()), self.slices.len(), pairs)
+    }
+
+    /// The kernel of a stage over this memory: a workgroup for each entry of the table.
+    fn dispatch(
+        &self,
+        parts: &Parts<'_>,
+        stage: Stage,
+        table: &Table,
+        last: Option<Binding<'_>>,
+        entries: usize,
+        pairs: &[Pair<&GpuBuffer>],
+    ) -> Result<Dispatch> {
+        let kernel = parts.context.kernel(parts.program, stage)?;
         let [params, grads] = self.sides;
         let size = bytes(self.elements);
-        let mut bindings = vec![
-            (parts.records.0, 0, parts.records.1),
-            (&tiles.0, tiles.1, size_of_val(&*self.tiles) as u64),
-            (params.0, params.1, size),
-            (grads.0, grads.1, size),
-        ];
+        let mut bindings =
+            vec![parts.records(), table.binding(), (params.0, params.1, size), (grads.0, grads.1, bytes(self.grads))];
         let offset = bytes(self.first.offset);
-        bindings.extend(parts.slots.iter().map(|pages| (&pages[self.first.page], offset, size)));
-        let entries: Vec<_> = (0..)
-            .zip(&bindings)
-            .map(|(binding, &(buffer, offset, size))| {
-                let resource = wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) };
-                wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) }
-            })
-            .collect();
-        let bindings = context.scoped(|| {
-            context.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("tensors"),
-                layout: &kernel.bindings,
-                entries: &entries,
-            })
-        });
-        let bindings = bindings.map_err(|error| {
-            // A buffer that wgpu refuses is another device's: find out which, to name it.
-            let (tensor, mut found) = (self.first.tensor, Ok(()));
-            for (what, side) in [(PARAMETER, &pairs[tensor].param), (GRADIENT, &pairs[tensor].grad)] {
-                if let (Ok(()), Some(memory)) = (&found, side.device()) {
-                    found = context.refuse_strangers(what, &parts.names[tensor], &memory.buffer);
+        let slots = &parts.slots[..parts.program.slots(stage)];
+        bindings.extend(slots.iter().map(|pages| (&pages[self.first.page], offset, size)));
+        bindings.extend(last);
+        let bindings = parts.context.bind(&kernel.bindings, &bindings);
+        let bindings = bindings.map_err(|error| parts.find_stranger(self.first.tensor, pairs).unwrap_or(error))?;
+        Ok(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(entries), records: true })
+    }
+}
+
+impl<'a> Side<&'a GpuBuffer> {
+    /// The buffer and the byte at which a piece begins; on the host's side in these pages.
+    pub(crate) fn place(&self, staged: &'a [wgpu::Buffer], piece: Piece) -> (&'a wgpu::Buffer, u64) {
+        match *self {
+            Self::Device(memory) => (&memory.buffer, memory.offset + bytes(piece.start)),
+            Self::Absent | Self::Host => (&staged[piece.page], bytes(piece.offset)),
+        }
+    }
+}
+
+impl Parts<'_> {
+    fn records(&self) -> Binding<'_> {
+        (self.records.0, 0, self.records.1)
+    }
+
+    /// A buffer that wgpu refuses is another device's: finds out which of a tensor's it is, to name it.
+    pub(crate) fn find_stranger(&self, tensor: usize, pairs: &[Pair<&GpuBuffer>]) -> Option<Error> {
+        let sides = [(PARAMETER, &pairs[tensor].param), (GRADIENT, &pairs[tensor].grad)];
+        let memory = sides.into_iter().filter_map(|(what, side)| Some((what, side.device()?)));
+        let refuse = |(what, memory): (_, &GpuBuffer)| {
+            self.context.refuse_strangers(what, &self.names[tensor], &memory.buffer).err()
+        };
+        memory.map(refuse).find_map(|error| error)
+    }
+
+    /// The words that one buffer of tables may have.
+    pub(crate) fn table(&self) -> usize {
+        let most = usize::try_from(self.context.binding / 4).unwrap_or(TABLE);
+        self.layout.window.max(TABLE.min(most))
+    }
+
+    /// Tables on the device, in few buffers. None of them is empty, or longer than a window.
+    pub(crate) fn tables<T: Pod>(&self, label: &str, lists: &[&[T]]) -> Result<Vec<Table>> {
+        let lens = lists.iter().map(|list| size_of_val(*list) / 4);
+        let layout = Layout::new(lens, self.table());
+        let mut buffers = Vec::with_capacity(layout.pages.len());
+        for (page, &len) in layout.pages.iter().enumerate() {
+            let buffer = self.context.create_buffer(label, bytes(len), USAGE, true)?;
+            self.context.write_mapped(&buffer, |view| {
+                for piece in layout.pieces.iter().filter(|piece| piece.page == page) {
+                    let list = bytemuck::cast_slice::<T, u8>(lists[piece.tensor]);
+                    view.slice(4 * piece.offset..4 * piece.offset + list.len()).copy_from_slice(list);
                 }
-            }
-            found.err().unwrap_or(error)
-        })?;
-        Ok(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(self.tiles.len()) })
+            })?;
+            buffers.push(buffer);
+        }
+        let table = |(pieces, list): (&[Piece], &&[T])| Table {
+            buffer: buffers[pieces[0].page].clone(),
+            offset: bytes(pieces[0].offset),
+            size: size_of_val(*list) as u64,
+        };
+        Ok(layout.tensors().zip(lists).map(table).collect())
     }
 }
 
@@ -277,22 +425,21 @@ impl Context {
         })
     }
 
-    /// The tiles of each run on the device, in few buffers: each with the byte at which it begins.
-    fn tile_buffers(&self, runs: &[Run<'_>]) -> Result<Vec<(wgpu::Buffer, u64)>> {
-        let words = |run: &Run<'_>| size_of_val(&*run.tiles) / 4;
-        let layout = Layout::new(runs.iter().map(words), self.window);
-        let mut buffers = Vec::with_capacity(layout.pages.len());
-        for (page, &len) in layout.pages.iter().enumerate() {
-            let buffer = self.create_buffer("tiles", bytes(len), USAGE, true)?;
-            self.write_mapped(&buffer, |view| {
-                for piece in layout.pieces.iter().filter(|piece| piece.page == page) {
-                    let tiles = bytemuck::cast_slice::<Tile, u8>(&runs[piece.tensor].tiles);
-                    view.slice(4 * piece.offset..4 * piece.offset + tiles.len()).copy_from_slice(tiles);
-                }
-            })?;
-            buffers.push(buffer);
-        }
-        let place = |pieces: &[Piece]| (buffers[pieces[0].page].clone(), bytes(pieces[0].offset));
-        Ok(layout.tensors().map(place).collect())
+    /// Binds parts of buffers, in the order of the layout.
+    pub(crate) fn bind(&self, layout: &wgpu::BindGroupLayout, bindings: &[Binding<'_>]) -> Result<wgpu::BindGroup> {
+        let entries: Vec<_> = (0..)
+            .zip(bindings)
+            .map(|(binding, &(buffer, offset, size))| {
+                let resource = wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) };
+                wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) }
+            })
+            .collect();
+        self.scoped(|| {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("tensors"),
+                layout,
+                entries: &entries,
+            })
+        })
     }
 }

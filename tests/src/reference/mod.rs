@@ -5,6 +5,8 @@
 #![allow(clippy::needless_range_loop, reason = "the loops count elements, as the textbook's subscripts do")]
 
 mod adam;
+mod lamb;
+mod lars;
 mod momentum;
 mod sgd;
 
@@ -47,6 +49,9 @@ pub fn judge(rule: &Rule, shape: &[usize]) -> Box<dyn Judge> {
         Rule::Sgd(config) => Box::new(sgd::Sgd::new(config, len)),
         Rule::Momentum(config) => Box::new(momentum::Momentum::new(config, len)),
         Rule::Adam(config) => Box::new(adam::Adam::new(config, len)),
+        Rule::Lamb(config) => Box::new(lamb::Lamb::new(config, len)),
+        Rule::Lars(config) => Box::new(lars::Lars::new(config, judge(&config.inner, shape))),
+        Rule::Custom(own) => unreachable!("nobody judges {own:?}, a rule of the user's own"),
     }
 }
 

@@ -1,0 +1,28 @@
+// LARS. The equations: optim-core/src/rules/lars.rs. The twin: optim-cpu/src/rules/lars.rs. It needs the prelude.
+
+// The squares that are summed, `g` unscaled.
+fn terms(p: f32, g: f32) -> vec3<f32> {
+    return vec3(p * p, g * g, 0.0);
+}
+
+// Completes the shaping from the sums.
+fn finish(s: Trust, shaping: ptr<function, Shaping>, sums: vec3<f32>) {
+    let p_norm = sqrt(sums[0]);
+    let g_norm = sqrt(sums[1]);
+    // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)
+    var r = s.coefficient * p_norm / (s.weight_decay * p_norm + g_norm + s.epsilon);
+    // (2) r ← min(max(r / γ, 0), 1)
+    if (s.clip != 0.0) {
+        r = r / s.clip;
+        // `clamp` may make a number of what is none.
+        if (r < 0.0) {
+            r = 0.0;
+        }
+        if (r > 1.0) {
+            r = 1.0;
+        }
+    }
+    // (3) g ← r (g + δ p)
+    (*shaping).factor = r * (*shaping).factor;
+    (*shaping).weight_decay = r * s.weight_decay;
+}
