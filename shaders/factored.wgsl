@@ -1,11 +1,5 @@
-// The walks of a rule whose second moments are kept by row and by column, one tensor a dispatch: after the prelude and the
-// rule. All sums have the order that optim-cpu/src/factored.rs and reduce.rs write down.
-
-struct Record {
-    shaping: Shaping,
-    trust: vec4<f32>,
-    step: Step,
-}
+// The walks of a rule whose second moments are kept by row and by column, one tensor a dispatch. It stands after the prelude,
+// the rule and the record. All sums have the order that optim-cpu/src/factored.rs and reduce.rs write down.
 
 // One tensor: a stack of matrices, or a vector, which has no columns.
 struct Dims {

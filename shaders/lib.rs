@@ -13,11 +13,19 @@ pub const PRELUDE: &str = include_str!("prelude.wgsl");
 /// The sums over a parameter that rules with norms begin with.
 pub const REDUCE: &str = include_str!("reduce.wgsl");
 
+/// The walks of a rule whose second moments are kept by row and by column. It needs [`PRELUDE`], the rule and the record.
+pub const FACTORED: &str = include_str!("factored.wgsl");
+
+/// The entry points of [`FACTORED`], in the order in which a step dispatches them for a matrix; `vectors` takes the place of
+/// the first three for a vector.
+pub const FACTORED_WALKS: [&str; 7] = ["rows", "columns", "means", "vectors", "norms", "totals", "updates"];
+
 /// The layer-wise trust ratio: `terms` and `finish` for [`Norms::Trust`]. It needs [`PRELUDE`].
 pub const LARS: &str = include_str!("rules/lars.wgsl");
 
 /// Every rule's name and source; of those that only wrap another there is none.
 pub const RULES: &[(&str, &str)] = &[
+    ("ada_factor", include_str!("rules/ada_factor.wgsl")),
     ("ada_max", include_str!("rules/ada_max.wgsl")),
     ("adadelta", include_str!("rules/adadelta.wgsl")),
     ("adagrad", include_str!("rules/adagrad.wgsl")),
@@ -290,6 +298,16 @@ pub fn compose_rows() -> String {
 }
 
 /// The components of a `vec4`.
+/// The kernels of a rule whose second moments are kept by row and by column: one module with the entry points
+/// [`FACTORED_WALKS`].
+///
+/// The bindings of group 0, in order: `records` (dynamic offset), `dims` (uniform), `params`, `grads`, `row_moments`,
+/// `column_moments`, `first_moments`, `roots`, `parts`.
+#[must_use]
+pub fn compose_factored(rule: &str) -> String {
+    format!("{PRELUDE}\n{rule}\n{RECORD}{FACTORED}")
+}
+
 const COMPONENTS: [&str; 4] = ["x", "y", "z", "w"];
 
 /// What stands at the record's place in every kernel.

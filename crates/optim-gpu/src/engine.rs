@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use optim_core::backend::{Plan, Record, Update, wrong_memory};
-use optim_core::rule::Sparse;
+use optim_core::rule::{SlotShape, Sparse};
 use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::Width;
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::factored::Factored;
 use crate::layout::{Layout, Piece, SLICE, bytes};
 use crate::pipeline::{Program, Stage, Sums};
 use crate::rows::{self, RowGrad, Scratch};
@@ -30,11 +31,13 @@ pub(crate) struct GpuEngine {
     program: Arc<Program>,
     names: Vec<String>,
     layout: Layout,
-    /// Pages for each slot.
+    /// Pages for each slot, and how the tensors lie in them: as in `layout`, unless the slot has a shape of its own.
     slots: Vec<Vec<wgpu::Buffer>>,
+    slot_layouts: Vec<Layout>,
     /// Pages for host parameters and for host gradients; made at their first use.
     staged: [Vec<wgpu::Buffer>; 2],
     sums: Option<PartialSums>,
+    factored: Option<Factored>,
     ring: Option<Ring>,
     /// For row-sparse gradients.
     scratch: Scratch,
@@ -71,7 +74,7 @@ impl GpuEngine {
         }
         let lens = || plan.parameters.iter().map(|parameter| parameter.len());
         let (window, sums) = match program.sums {
-            Sums::Nothing => (context.window, None),
+            Sums::Nothing | Sums::Factored => (context.window, None),
             Sums::Rule | Sums::Trust => {
                 context.can_sum()?;
                 (context.window.max(SLICE), Some(PartialSums::new(&context, lens())?))
@@ -79,8 +82,12 @@ impl GpuEngine {
         };
         let layout = Layout::new(lens(), window);
         let mut encoder = context.encoder()?;
-        let mut pages_of = Vec::with_capacity(slots.len());
+        let (mut pages_of, mut slot_layouts) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
         for slot in slots {
+            let layout = match slot.shape {
+                SlotShape::Same => layout.clone(),
+                shape => Layout::new(plan.parameters.iter().map(|parameter| shape.len(parameter.shape())), window),
+            };
             let pages = context.pages(&layout, slot.name)?;
             if slot.init.to_bits() != 0 {
                 for (buffer, &span) in pages.iter().zip(&layout.pages) {
@@ -88,9 +95,16 @@ impl GpuEngine {
                 }
             }
             pages_of.push(pages);
+            slot_layouts.push(layout);
         }
         context.submit(encoder)?;
+        let factored = match program.sums {
+            Sums::Factored => Some(Factored::new(&context, plan, &layout)?),
+            Sums::Nothing | Sums::Rule | Sums::Trust => None,
+        };
         Ok(Self {
+            factored,
+            slot_layouts,
             names: plan.parameters.iter().map(|parameter| parameter.name().to_owned()).collect(),
             program,
             sums,
@@ -221,9 +235,11 @@ impl GpuEngine {
             context: &self.context,
             program: &self.program,
             sums: self.sums.as_ref(),
+            factored: self.factored.as_ref(),
             names: &self.names,
             layout: &self.layout,
             slots: &self.slots,
+            slot_layouts: &self.slot_layouts,
             staged: [&self.staged[0], &self.staged[1]],
             records: (&ring.buffer, ring.size),
         })
@@ -252,7 +268,7 @@ impl GpuEngine {
     }
 
     fn slot_regions(&self, parameter: usize, slot: usize) -> (&[Piece], Vec<Region<'_>>) {
-        let pieces = self.layout.pieces_of(parameter);
+        let pieces = self.slot_layouts[slot].pieces_of(parameter);
         (pieces, pieces.iter().map(|piece| region(&self.slots[slot], piece)).collect())
     }
 }

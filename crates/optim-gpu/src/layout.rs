@@ -43,7 +43,7 @@ impl Piece {
 
 /// Tensors packed into pages, in order: one that fits a window lies in one page, a longer one is cut into windows, each with a
 /// page of its own. Memory with the same layout can be updated in one dispatch a page.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Layout {
     /// All pieces, in order.
     pub(crate) pieces: Vec<Piece>,

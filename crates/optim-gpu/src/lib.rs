@@ -59,6 +59,7 @@ pub use wgpu;
 mod buffer;
 mod device;
 mod engine;
+mod factored;
 mod layout;
 mod pipeline;
 mod rows;

@@ -32,6 +32,8 @@ pub(crate) enum Sums {
     Rule,
     /// Those of the layer-wise trust ratio.
     Trust,
+    /// Rows and columns, then the parameter: see `factored`.
+    Factored,
 }
 
 /// One kernel of a program.
@@ -45,6 +47,37 @@ pub(crate) enum Stage {
     Finish,
     /// The rule's update.
     Update(Width),
+    /// A walk of a factored rule.
+    Factored(Walk),
+}
+
+impl Stage {
+    /// The kernel's function.
+    fn entry_point(self) -> &'static str {
+        match self {
+            Self::Rows | Self::Measure(_) | Self::Finish | Self::Update(_) => "main",
+            Self::Factored(walk) => optim_shaders::FACTORED_WALKS[walk as usize],
+        }
+    }
+}
+
+/// The walks of a factored rule, in the order of [`optim_shaders::FACTORED_WALKS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Walk {
+    /// Second moments by row.
+    Rows,
+    /// Second moments by column.
+    Columns,
+    /// Each row's part of their mean.
+    Means,
+    /// The second moments of a vector.
+    Vectors,
+    /// The sums of slices.
+    Norms,
+    /// The record, of the sums.
+    Totals,
+    /// The update.
+    Updates,
 }
 
 /// What a kernel is made from.
@@ -73,6 +106,7 @@ impl Program {
         let sums = match spec.passes() {
             _ if spec.has_trust() => Sums::Trust,
             Passes::Elementwise => Sums::Nothing,
+            Passes::Factored => Sums::Factored,
             Passes::Norms if matches!(source, Cow::Borrowed(_)) => Sums::Rule,
             passes => return unsupported(format!("the rule {name:?} with passes {passes:?}")),
         };
@@ -92,20 +126,21 @@ impl Program {
     /// The slots that a kernel of this program binds.
     pub(crate) fn slots(&self, stage: Stage) -> usize {
         match (stage, self.sums) {
-            (Stage::Rows | Stage::Finish, _) | (Stage::Measure(_), Sums::Trust) => 0,
+            (Stage::Rows | Stage::Finish | Stage::Factored(_), _) | (Stage::Measure(_), Sums::Trust) => 0,
             (Stage::Measure(_) | Stage::Update(_), _) => self.slots,
         }
     }
 
     fn compose(&self, stage: Stage) -> String {
         let norms = match self.sums {
-            Sums::Nothing | Sums::Rule => Norms::Rule { source: &self.source, slots: self.slots },
+            Sums::Nothing | Sums::Rule | Sums::Factored => Norms::Rule { source: &self.source, slots: self.slots },
             Sums::Trust => Norms::Trust { scalars: self.scalars },
         };
         match stage {
             Stage::Rows => optim_shaders::compose_rows(),
             Stage::Measure(width) => optim_shaders::compose_measure(&norms, width),
             Stage::Finish => optim_shaders::compose_finish(&norms),
+            Stage::Factored(_) => optim_shaders::compose_factored(&self.source),
             Stage::Update(width) => optim_shaders::compose(&self.source, self.entry, self.slots, width),
         }
     }
@@ -121,12 +156,20 @@ impl Program {
             Stage::Measure(_) => (&[READ, READ, READ, READ], READ, &[WRITE]),
             // Records, spans, parts.
             Stage::Finish => (&[WRITE, READ, READ], READ, &[]),
+            // Records, dims, params, grads, the moments, the rows' parts, the slices' sums.
+            Stage::Factored(_) => (&[WRITE, READ, WRITE, READ, WRITE, WRITE, WRITE, WRITE, WRITE], READ, &[]),
             // Records, tiles, params, grads.
             Stage::Update(_) => (&[READ, READ, WRITE, READ], WRITE, &[]),
         };
         let accesses = head.iter().chain(std::iter::repeat_n(&slot, slots)).chain(tail);
         let dynamic = |binding| binding == 0 && stage != Stage::Rows;
-        (0..).zip(accesses).map(|(binding, &read_only)| storage(binding, read_only, dynamic(binding))).collect()
+        let mut entries: Vec<_> =
+            (0..).zip(accesses).map(|(binding, &read_only)| storage(binding, read_only, dynamic(binding))).collect();
+        if let Stage::Factored(_) = stage {
+            let (ty, min_binding_size) = (wgpu::BufferBindingType::Uniform, None);
+            entries[1].ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size };
+        }
+        entries
     }
 }
 
@@ -158,7 +201,7 @@ impl Context {
                 label: Some(&label),
                 layout: Some(&layout),
                 module: &module,
-                entry_point: Some("main"),
+                entry_point: Some(stage.entry_point()),
                 compilation_options: wgpu::PipelineCompilationOptions::default(),
                 cache: None,
             });

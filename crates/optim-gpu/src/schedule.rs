@@ -10,6 +10,7 @@ use optim_shaders::Width;
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::factored::Factored;
 use crate::layout::{Layout, Piece, SLICE, Slice, Span, Stretch, Tile, bytes, grid};
 use crate::pipeline::{Program, Stage};
 
@@ -117,10 +118,13 @@ pub(crate) struct Parts<'a> {
     pub(crate) program: &'a Arc<Program>,
     /// Where slices are summed, if the rule sums anything.
     pub(crate) sums: Option<&'a PartialSums>,
+    /// What a factored rule needs beside its slots.
+    pub(crate) factored: Option<&'a Factored>,
     pub(crate) names: &'a [String],
     pub(crate) layout: &'a Layout,
     /// The state: pages for each slot.
     pub(crate) slots: &'a [Vec<wgpu::Buffer>],
+    pub(crate) slot_layouts: &'a [Layout],
     /// The pages for host parameters, and for host gradients; empty where there are none.
     pub(crate) staged: [&'a [wgpu::Buffer]; 2],
     /// The ring of records, and the bytes of one place in it.
@@ -139,6 +143,12 @@ impl Schedule {
     /// Checks the memory and makes the dispatches. Nothing that the caller can see is changed.
     pub(crate) fn new(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
+        let owned =
+            || pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
+        if let Some(factored) = parts.factored {
+            let dispatches = factored.dispatches(parts, pairs, record_of)?;
+            return Ok(Self { dispatches, pairs: owned(), record_of: record_of.to_vec() });
+        }
         let runs = Run::all(parts, pairs, record_of);
         let mut dispatches = Vec::new();
         if let Some(sums) = parts.sums {
@@ -149,8 +159,7 @@ impl Schedule {
             dispatches.extend(finish(parts, sums, pairs, record_of)?);
         }
         dispatches.extend(Run::updates(&runs, parts, pairs)?);
-        let pairs = pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() });
-        Ok(Self { dispatches, pairs: pairs.collect(), record_of: record_of.to_vec() })
+        Ok(Self { dispatches, pairs: owned(), record_of: record_of.to_vec() })
     }
 }
 
@@ -248,7 +257,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    fn binding(&self) -> Binding<'_> {
+    pub(crate) fn binding(&self) -> Binding<'_> {
         (&self.buffer, self.offset, self.size)
     }
 }
@@ -372,7 +381,7 @@ impl<'a> Side<&'a GpuBuffer> {
 }
 
 impl Parts<'_> {
-    fn records(&self) -> Binding<'_> {
+    pub(crate) fn records(&self) -> Binding<'_> {
         (self.records.0, 0, self.records.1)
     }
 
@@ -394,11 +403,21 @@ impl Parts<'_> {
 
     /// Tables on the device, in few buffers. None of them is empty, or longer than a window.
     pub(crate) fn tables<T: Pod>(&self, label: &str, lists: &[&[T]]) -> Result<Vec<Table>> {
+        self.tables_for(USAGE, label, lists)
+    }
+
+    /// Tables for this use.
+    pub(crate) fn tables_for<T: Pod>(
+        &self,
+        usage: wgpu::BufferUsages,
+        label: &str,
+        lists: &[&[T]],
+    ) -> Result<Vec<Table>> {
         let lens = lists.iter().map(|list| size_of_val(*list) / 4);
         let layout = Layout::new(lens, self.table());
         let mut buffers = Vec::with_capacity(layout.pages.len());
         for (page, &len) in layout.pages.iter().enumerate() {
-            let buffer = self.context.create_buffer(label, bytes(len), USAGE, true)?;
+            let buffer = self.context.create_buffer(label, bytes(len), usage, true)?;
             self.context.write_mapped(&buffer, |view| {
                 for piece in layout.pieces.iter().filter(|piece| piece.page == page) {
                     let list = bytemuck::cast_slice::<T, u8>(lists[piece.tensor]);

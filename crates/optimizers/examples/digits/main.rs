@@ -10,9 +10,10 @@ mod network;
 mod plot;
 mod random;
 mod rules;
+mod table;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,8 @@ use optimizers::{Backend, Optimizer, ParamGroup, Parameter, Rate, Schedule};
 use crate::data::{DIGITS, Digits, PIXELS};
 use crate::network::{Evaluation, HIDDEN, Network};
 use crate::random::Random;
-use crate::rules::Entry;
+use crate::rules::{Choice, Entry};
 
-const BATCH: usize = 32;
 const WEIGHT_DECAY: f64 = 1e-4;
 
 /// Trains a 64-64-10 network on handwritten digits.
@@ -35,9 +35,9 @@ struct Options {
     /// Where the updates run.
     #[arg(long, value_enum, default_value = "cpu")]
     backend: Place,
-    /// The update rule.
+    /// The update rule; `all` runs every one in turn and compares them.
     #[arg(long, value_name = "RULE", default_value = "adam", value_parser = rules::parser())]
-    optimizer: &'static Entry,
+    optimizer: Choice,
     /// How often every training image is seen.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
@@ -57,14 +57,18 @@ enum Place {
     Auto,
 }
 
-/// One training run: what the table and the picture are made of.
+/// One training run: what the tables and the pictures are made of.
 struct Run {
-    optimizer: &'static str,
+    optimizer: &'static Entry,
     backend: String,
     steps: Vec<Step>,
     epochs: Vec<Epoch>,
     /// Spent inside `Optimizer::step`.
     updating: Duration,
+    /// The number of weights and biases.
+    parameters: usize,
+    /// The size of the optimizer's state.
+    state_bytes: usize,
     weights_hash: u64,
 }
 
@@ -97,36 +101,61 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
-    let run = train(options)?;
-    print_table(&run);
-    match &options.plot {
-        Some(path) => {
-            plot::draw(&run, path)?;
-            println!("picture: {}", path.display());
-        }
-        None => println!("picture: none, for want of --plot PATH"),
+    match options.optimizer {
+        Choice::One(entry) => run_one(entry, options),
+        Choice::All => run_all(options),
     }
+}
+
+fn run_one(entry: &'static Entry, options: &Options) -> Result<(), Box<dyn Error>> {
+    let run = train(entry, options)?;
+    table::print(&run);
+    picture(options, |path| plot::draw(&run, path))?;
     println!("weights hash: {:016x}", run.weights_hash);
     println!("test accuracy: {:.3}", run.last().test.accuracy);
     Ok(())
 }
 
-fn train(options: &Options) -> Result<Run, Box<dyn Error>> {
+/// Every optimizer from the same initial weights, with the same images in the same order.
+fn run_all(options: &Options) -> Result<(), Box<dyn Error>> {
+    let run = |entry: &'static Entry| train(entry, options).map_err(|error| format!("{}: {error}", entry.name));
+    let runs = rules::ALL.iter().map(run).collect::<Result<Vec<_>, _>>()?;
+    table::compare(&runs);
+    picture(options, |path| plot::compare(&runs, path))?;
+    let accuracy = |run: &Run| run.last().test.accuracy;
+    let worst = runs.iter().min_by(|a, b| accuracy(a).total_cmp(&accuracy(b))).expect("at least one rule");
+    println!("the lowest test accuracy of all is that of {}", worst.optimizer.name);
+    println!("test accuracy: {:.3}", accuracy(worst));
+    Ok(())
+}
+
+fn picture(options: &Options, draw: impl Fn(&Path) -> Result<(), Box<dyn Error>>) -> Result<(), Box<dyn Error>> {
+    match &options.plot {
+        Some(path) => {
+            draw(path)?;
+            println!("picture: {}", path.display());
+        }
+        None => println!("picture: none, for want of --plot PATH"),
+    }
+    Ok(())
+}
+
+fn train(entry: &'static Entry, options: &Options) -> Result<Run, Box<dyn Error>> {
     let mut random = Random::new(options.seed);
     let Digits { mut train, test } = Digits::load(&mut random)?;
     let mut network = Network::random(&mut random);
     let mut gradient = Network::zero();
 
-    let updates = u64::from(options.epochs) * train.len().div_ceil(BATCH) as u64;
-    let mut optimizer = build(options.optimizer, updates, options.backend)?;
+    let updates = u64::from(options.epochs) * train.len().div_ceil(entry.batch) as u64;
+    let mut optimizer = build(entry, updates, options.backend)?;
 
     let mut steps = Vec::new();
     let mut epochs = Vec::new();
     let mut updating = Duration::ZERO;
-    let bar = progress_bar(updates)?;
+    let bar = progress_bar(entry.name, updates)?;
     for _ in 0..options.epochs {
         random.shuffle(&mut train);
-        for batch in train.chunks(BATCH) {
+        for batch in train.chunks(entry.batch) {
             let loss = network.loss_and_gradient(batch, &mut gradient);
             let start = Instant::now();
             let report = optimizer.step(
@@ -153,16 +182,28 @@ fn train(options: &Options) -> Result<Run, Box<dyn Error>> {
     }
     bar.finish_and_clear();
 
-    let backend = format!("{} ({})", optimizer.backend().name(), optimizer.backend().describe());
-    Ok(Run { optimizer: options.optimizer.name, backend, steps, epochs, updating, weights_hash: network.hash() })
+    Ok(Run {
+        optimizer: entry,
+        backend: format!("{} ({})", optimizer.backend().name(), optimizer.backend().describe()),
+        steps,
+        epochs,
+        updating,
+        parameters: optimizer.parameters().iter().map(Parameter::len).sum(),
+        state_bytes: state_bytes(&optimizer),
+        weights_hash: network.hash(),
+    })
 }
 
 /// The optimizer of a run of so many updates: weights with decay, biases without; a warm-up over a tenth of the run,
-/// then a cosine down to 0.
-fn build(rule: &Entry, updates: u64, place: Place) -> optimizers::Result<Optimizer> {
+/// then a cosine down to 0, unless the rate is fixed.
+fn build(entry: &Entry, updates: u64, place: Place) -> optimizers::Result<Optimizer> {
     let warm_up = updates.div_ceil(10);
-    let cosine = CosineDecay::new(0.0, rule.lr, (updates - warm_up).max(1))?;
-    let rate = Rate::from(WarmUp::new(rule.lr, warm_up)?.then(warm_up, cosine));
+    let cosine = CosineDecay::new(0.0, entry.lr, (updates - warm_up).max(1))?;
+    let rate = if entry.is_scheduled {
+        Rate::from(WarmUp::new(entry.lr, warm_up)?.then(warm_up, cosine))
+    } else {
+        Rate::from(entry.lr)
+    };
 
     let weights =
         [Parameter::new("hidden.weight", [HIDDEN, PIXELS]), Parameter::new("output.weight", [DIGITS, HIDDEN])];
@@ -172,30 +213,20 @@ fn build(rule: &Entry, updates: u64, place: Place) -> optimizers::Result<Optimiz
         Place::Gpu => Backend::Gpu,
         Place::Auto => Backend::auto(),
     };
-    (rule.with_rate)(rate)
+    (entry.with_rate)(rate)
         .groups([ParamGroup::new(weights).weight_decay(WEIGHT_DECAY), ParamGroup::new(biases).weight_decay(0.0)])
         .build(backend)
 }
 
-/// A bar on standard error; hidden if that is no terminal.
-fn progress_bar(updates: u64) -> Result<ProgressBar, Box<dyn Error>> {
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} steps  {msg}")?;
-    Ok(ProgressBar::new(updates).with_style(style))
+/// What the optimizer keeps between steps: `f32`s.
+fn state_bytes(optimizer: &Optimizer) -> usize {
+    let slots = optimizer.rule().spec().slots();
+    let numbers = |parameter: &Parameter| slots.iter().map(|slot| slot.shape.len(parameter.shape())).sum::<usize>();
+    optimizer.parameters().iter().map(numbers).sum::<usize>() * size_of::<f32>()
 }
 
-fn print_table(run: &Run) {
-    let Epoch { train, test } = run.last();
-    println!("backend: {}", run.backend);
-    println!("optimizer    epochs   steps  train loss  train accuracy  test accuracy  time per step  weights hash");
-    println!(
-        "{:<12} {:>6} {:>7} {:>11.5} {:>15.3} {:>14.3} {:>11.1} µs  {:016x}",
-        run.optimizer,
-        run.epochs.len(),
-        run.steps.len(),
-        train.loss,
-        train.accuracy,
-        test.accuracy,
-        run.updating.as_secs_f64() * 1e6 / run.steps.len() as f64,
-        run.weights_hash,
-    );
+/// A bar on standard error; hidden if that is no terminal.
+fn progress_bar(name: &'static str, updates: u64) -> Result<ProgressBar, Box<dyn Error>> {
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} steps  {msg}")?;
+    Ok(ProgressBar::new(updates).with_style(style).with_prefix(name))
 }

@@ -33,7 +33,7 @@ pub(crate) fn draw(run: &Run, path: &Path) -> Result<(), Box<dyn Error>> {
 
 fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
     area.fill(&WHITE)?;
-    let title = format!("digits: {} on {}", run.optimizer, run.backend);
+    let title = format!("digits: {} on {}", run.optimizer.name, run.backend);
     let charts = area.titled(&title, (FONT, 22))?.split_evenly((3, 1));
 
     let steps = run.steps.iter().zip(1_u32..).map(|(step, index)| (f64::from(index), step));
@@ -114,4 +114,8 @@ where
 fn bounds(lines: &[Line]) -> (f64, f64) {
     let values = lines.iter().flat_map(|line| &line.points).map(|point| point.1);
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+}
+
+pub(crate) fn compare(_runs: &[Run], _path: &Path) -> Result<(), Box<dyn Error>> {
+    Ok(())
 }
