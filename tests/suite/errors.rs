@@ -7,8 +7,8 @@ use optim_tests::{Bound, Run, Target, compare, on_every_backend};
 use optimizers::core::Backend;
 use optimizers::schedule::{CosineDecay, PolynomialDecay, WarmUp};
 use optimizers::{
-    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Lamb, Lars, Momentum, Optimizer, ParamGroup, ParamMut, Parameter,
-    Rate, Result, Rule, Schedule, Sgd,
+    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Lamb, Lars, Momentum, Optimizer, ParamGroup,
+    ParamMut, Parameter, Rate, Result, Rule, Schedule, Sgd,
 };
 
 /// A backend that must not be opened: input is checked first.

@@ -112,7 +112,8 @@ fn first_update_has_no_dampening() {
     let sgd = Sgd { momentum: 0.9, dampening: 0.25, ..Sgd::default() };
     assert!(sgd.first_update_differs(), "with dampening it does");
     for (t, first, expected) in [(1, true, 1.0_f32), (2, false, 0.75), (50, true, 1.0)] {
-        let scalars = scalars(&sgd, &At { t, lr: 0.1, previous_lr: 0.1, weight_decay: 0.0, beta_powers: [0.0; 2], first });
+        let scalars =
+            scalars(&sgd, &At { t, lr: 0.1, previous_lr: 0.1, weight_decay: 0.0, beta_powers: [0.0; 2], first });
         assert_eq!(scalars[2], ("one_minus_dampening", expected.to_bits()));
     }
 }

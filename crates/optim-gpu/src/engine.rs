@@ -118,7 +118,9 @@ impl GpuEngine {
             let grad_side = match grad {
                 Grad::None => Side::Absent,
                 Grad::F32(_) | Grad::Rows(_, Values::F32(_)) => Side::Host,
-                Grad::Device(memory) | Grad::Rows(_, Values::Device(memory)) => Side::Device(self.own("gradient", name, *memory)?),
+                Grad::Device(memory) | Grad::Rows(_, Values::Device(memory)) => {
+                    Side::Device(self.own("gradient", name, *memory)?)
+                }
                 grad => return Err(other("gradient", grad.dtype().unwrap_or(DType::F32))),
             };
             let nothing = param.is_empty() || grad.is_none();

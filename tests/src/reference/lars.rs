@@ -12,12 +12,7 @@ pub(super) struct Lars {
 impl Lars {
     /// For a parameter that the filter lets through, which the problems' all are.
     pub(super) fn new(config: &optimizers::Lars, inner: Box<dyn Judge>) -> Self {
-        Self {
-            inner,
-            coefficient: single(config.coefficient),
-            epsilon: single(config.epsilon),
-            clip: config.use_clip,
-        }
+        Self { inner, coefficient: single(config.coefficient), epsilon: single(config.epsilon), clip: config.use_clip }
     }
 }
 
