@@ -1,7 +1,8 @@
 //! Row-sparse gradients and rules of the user's own: the CPU and the GPU, bit for bit on llvmpipe.
 
-use optim_tests::{Random, Target, gpu, gpu_is_llvmpipe};
+use optim_tests::{Bound, Problem, Random, Run, Setup, Target, compare, gpu, gpu_is_llvmpipe};
 use optimizers::core::Backend as _;
+use optimizers::core::backend::Plan;
 use optimizers::core::rule::{At, CustomRule, Slot, Sparse, StepScalars, UpdateRule};
 use optimizers::gpu::GpuOptions;
 use optimizers::{Builder, Error, GpuBackend, Grad, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, Sgd};
@@ -99,7 +100,7 @@ fn check(rule: &Rule, case: &Case, place: Place, window_bytes: Option<u64>) {
             .collect();
         let before = backend.counters();
         assert!(on_gpu.step(&mut params, &grads(true)).unwrap().applied(), "{what}");
-        if place == Place::Device {
+        if place == Place::Device && !rule.spec().offloaded() {
             assert_eq!(backend.counters().waits, before.waits, "{what}: nothing is waited for");
         }
     }
@@ -120,7 +121,7 @@ fn check(rule: &Rule, case: &Case, place: Place, window_bytes: Option<u64>) {
 fn rows_on_both_backends() {
     let mut random = Random::new(8);
     let mut kinds = Vec::new();
-    for rule in Rule::all().into_iter().chain([Rule::custom(Decaying)]) {
+    for rule in Rule::all().into_iter().chain([Rule::custom(Decaying), Rule::custom(Offloaded)]) {
         if rule.spec().sparse() == Sparse::Unsupported {
             continue;
         }
@@ -186,7 +187,11 @@ fn long_sums_on_both_backends() {
 #[derive(Debug)]
 struct Decaying;
 
-/// `γ`, and three words that fill up.
+/// The same with its state on the host.
+#[derive(Debug)]
+struct Offloaded;
+
+/// The same with another text.
 #[derive(Clone, Copy)]
 struct Broken(&'static str);
 
@@ -197,7 +202,7 @@ const WGSL: &str = "struct Step { lr: f32, pad0: f32, pad1: f32, pad2: f32 }
     }";
 
 macro_rules! own_rule {
-    ($rule:ty, $wgsl:expr) => {
+    ($rule:ty, $wgsl:expr, $offloaded:expr) => {
         impl UpdateRule for $rule {
             fn name(&self) -> &'static str {
                 "decaying"
@@ -225,6 +230,9 @@ macro_rules! own_rule {
             fn sparse(&self) -> Sparse {
                 Sparse::ListedRows
             }
+            fn offloaded(&self) -> bool {
+                $offloaded
+            }
         }
 
         impl CustomRule for $rule {
@@ -242,8 +250,9 @@ macro_rules! own_rule {
         }
     };
 }
-own_rule!(Decaying, |_| WGSL);
-own_rule!(Broken, |rule| rule.0);
+own_rule!(Decaying, |_| WGSL, false);
+own_rule!(Offloaded, |_| WGSL, true);
+own_rule!(Broken, |rule| rule.0, false);
 
 impl std::fmt::Debug for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -293,4 +302,27 @@ fn broken_wgsl_is_an_error_when_built() {
         }
     }
     assert_eq!(gpu().name(), "gpu");
+}
+
+/// State that stays on the host: the same bits as on the CPU for any window, and it can be replaced.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn offloaded_state() {
+    let rule = Rule::custom(Offloaded);
+    let problem = Problem::new(&[1000, 0, 3, 70_001], 3, 12).with_gaps(13);
+    let setup = Setup { rule: rule.clone(), groups: vec![(1e-2, 0.1)], loss_scale: 3.0 };
+    let expected = Run::train(setup.builder(&problem.parameters), Target::Cpu, &problem).unwrap();
+    for window_bytes in [None, Some(1 << 16), Some(1 << 10)] {
+        let got = Run::train(setup.builder(&problem.parameters), adopted(window_bytes), &problem).unwrap();
+        if gpu_is_llvmpipe() {
+            compare(&expected, &got, &Bound::Bits).unwrap();
+        }
+    }
+
+    let parameters = [Parameter::new("w", [1000])];
+    let mut engine = adopted(Some(512)).engine(&Plan { rule: &rule, parameters: &parameters }).unwrap();
+    assert_eq!(engine.read_slot(0, 0).unwrap(), vec![0.25; 1000]);
+    let values = Random::new(14).tensor(1000);
+    engine.write_slot(0, 0, &values).unwrap();
+    assert_eq!(engine.read_slot(0, 0).unwrap(), values);
 }
