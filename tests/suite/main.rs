@@ -18,6 +18,9 @@ mod manifest;
 mod parity;
 // Laws that hold for any rule and any data.
 mod properties;
+// Row-sparse gradients and rules of the user's own, on both backends.
+#[cfg(all(feature = "cpu", feature = "gpu"))]
+mod sparse;
 // Step scalars against values computed in another way.
 mod scalars;
 // Schedules against MindSpore's values.

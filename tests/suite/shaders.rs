@@ -7,9 +7,13 @@ use std::mem::offset_of;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Module, ShaderStage, TypeInner};
-use optim_shaders::{GRID_WIDTH, MAX_SLOTS, PRELUDE, RULES, WORKGROUP, Width, compose, rule};
+use optim_shaders::{
+    GRID_WIDTH, LANES, LARS, MAX_SLOTS, NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, WORKGROUP, Width, compose,
+    compose_finish, compose_measure, compose_rows, rule,
+};
 use optimizers::Rule;
-use optimizers::core::backend::Shaping;
+use optimizers::core::backend::{Shaping, Trust};
+use optimizers::core::rule::Passes;
 
 /// The module, if it is valid without any optional capability.
 fn validated(what: &str, source: &str) -> (Module, ModuleInfo) {
@@ -56,36 +60,61 @@ fn differences(source: &str, name: &str, fields: &[&str]) -> Vec<String> {
 #[test]
 fn every_fragment_is_valid_alone() {
     validated("prelude", PRELUDE);
+    validated("reduce", REDUCE);
+    validated("lars", &format!("{PRELUDE}\n{LARS}"));
     for (name, source) in RULES {
         validated(name, source);
     }
 }
 
+/// Validates a kernel of so many lanes and writes it in every language that drivers take.
+fn written(what: &str, source: &str, lanes: u32) {
+    let (module, info) = validated(what, source);
+    assert_eq!(module.entry_points.len(), 1, "{what}");
+    assert_eq!(module.entry_points[0].workgroup_size, [lanes, 1, 1], "{what}");
+    // What WebGPU promises of any device.
+    let buffers = module.global_variables.iter().filter(|(_, variable)| variable.binding.is_some()).count();
+    assert!(buffers <= 8, "{what} binds {buffers} buffers");
+
+    let entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into() };
+    spv::write_vec(&module, &info, &spv::Options::default(), Some(&entry))
+        .unwrap_or_else(|error| panic!("{what}, SPIR-V: {error}"));
+
+    msl::write_string(&module, &info, &msl::Options::default(), &msl::PipelineOptions::default())
+        .unwrap_or_else(|error| panic!("{what}, MSL: {error}"));
+
+    let (options, pipeline, mut text) = (hlsl::Options::default(), hlsl::PipelineOptions::default(), String::new());
+    hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module, &info, None)
+        .unwrap_or_else(|error| panic!("{what}, HLSL: {error}"));
+}
+
 #[test]
 fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
+    let mut sums = 0;
     for rule_under_test in Rule::all() {
         let spec = rule_under_test.spec();
-        let source = rule(spec.name()).unwrap_or_else(|| panic!("no WGSL for {}", spec.name()));
+        let source = rule(spec.source()).unwrap_or_else(|| panic!("no WGSL for {}", spec.name()));
+        let slots = spec.slots().len();
+        let norms = match spec.passes() {
+            _ if spec.has_trust() => Some(Norms::Trust { scalars: spec.scalar_names().len() }),
+            Passes::Norms => Some(Norms::Rule { source, slots }),
+            _ => None,
+        };
         for width in Width::ALL {
             let what = format!("{} {} {width:?}", spec.name(), spec.entry());
-            let (module, info) = validated(&what, &compose(source, spec.entry(), spec.slots().len(), width));
-            assert_eq!(module.entry_points.len(), 1, "{what}");
-            assert_eq!(module.entry_points[0].workgroup_size, [WORKGROUP, 1, 1], "{what}");
-
-            let entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into() };
-            spv::write_vec(&module, &info, &spv::Options::default(), Some(&entry))
-                .unwrap_or_else(|error| panic!("{what}, SPIR-V: {error}"));
-
-            msl::write_string(&module, &info, &msl::Options::default(), &msl::PipelineOptions::default())
-                .unwrap_or_else(|error| panic!("{what}, MSL: {error}"));
-
-            let (options, pipeline, mut text) =
-                (hlsl::Options::default(), hlsl::PipelineOptions::default(), String::new());
-            hlsl::Writer::new(&mut text, &options, &pipeline)
-                .write(&module, &info, None)
-                .unwrap_or_else(|error| panic!("{what}, HLSL: {error}"));
+            written(&what, &compose(source, spec.entry(), slots, width), WORKGROUP);
+            if let Some(norms) = &norms {
+                written(&format!("{what}, measure"), &compose_measure(norms, width), LANES);
+            }
+        }
+        if let Some(norms) = &norms {
+            written(&format!("{}, finish", spec.name()), &compose_finish(norms), LANES);
+            sums += 1;
         }
     }
+    assert!(sums >= 2, "LAMB and LARS sum");
+    written("rows", &compose_rows(), WORKGROUP);
 }
 
 #[test]
@@ -113,7 +142,7 @@ fn every_number_of_slots_composes() {
 fn steps_have_the_fields_of_their_rust_twins() {
     for rule_under_test in Rule::all() {
         let spec = rule_under_test.spec();
-        let source = rule(spec.name()).expect("every rule has WGSL");
+        let source = rule(spec.source()).expect("every rule has WGSL");
         assert_eq!(differences(source, "Step", spec.scalar_names()), [""; 0], "{}", spec.name());
     }
 }
@@ -123,6 +152,18 @@ fn shaping_has_the_fields_of_its_rust_twin() {
     assert_eq!(differences(PRELUDE, "Shaping", &["factor", "weight_decay", "pad0", "pad1"]), [""; 0]);
     assert_eq!((offset_of!(Shaping, factor), offset_of!(Shaping, weight_decay)), (0, 4));
     assert_eq!(size_of::<Shaping>(), 8, "the backend adds two words of padding");
+}
+
+#[test]
+fn trust_has_the_fields_of_its_rust_twin() {
+    assert_eq!(differences(PRELUDE, "Trust", &["coefficient", "epsilon", "weight_decay", "clip"]), [""; 0]);
+    let offsets = [
+        offset_of!(Trust, coefficient),
+        offset_of!(Trust, epsilon),
+        offset_of!(Trust, weight_decay),
+        offset_of!(Trust, clip),
+    ];
+    assert_eq!((offsets, size_of::<Trust>()), ([0, 4, 8, 12], 16));
 }
 
 /// The control of the two tests above.
@@ -140,23 +181,38 @@ fn swapped_fields_are_noticed() {
 
 #[test]
 fn constants_are_the_same_on_both_sides() {
-    let (module, _) = validated("prelude", PRELUDE);
-    for (name, expected) in [("WORKGROUP", WORKGROUP), ("GRID_WIDTH", GRID_WIDTH)] {
+    let number = |source: &str, name: &str| {
+        let (module, _) = validated(name, source);
         let found = module.constants.iter().find(|(_, constant)| constant.name.as_deref() == Some(name));
-        let value = found.map(|(_, constant)| &module.global_expressions[constant.init]);
-        let literal = naga::Expression::Literal(naga::Literal::U32(expected));
-        assert_eq!(value, Some(&literal), "{name}");
+        match found.map(|(_, constant)| &module.global_expressions[constant.init]) {
+            Some(naga::Expression::Literal(naga::Literal::U32(number))) => *number,
+            other => panic!("{name}: {other:?}"),
+        }
+    };
+    for (name, expected) in [("WORKGROUP", WORKGROUP), ("GRID_WIDTH", GRID_WIDTH), ("NO_GRAD", NO_GRAD)] {
+        assert_eq!(number(PRELUDE, name), expected, "{name}");
     }
+    assert_eq!(number(REDUCE, "LANES"), LANES);
+    assert_eq!(number(REDUCE, "ROW") * number(REDUCE, "ROWS"), SLICE);
+    assert_eq!(number(REDUCE, "ROW"), 4 * LANES, "a lane has four columns");
 }
 
 /// The bodies of a rule's functions, in one notation.
 fn statements(source: &str) -> Vec<String> {
-    let body = source.lines().map(str::trim).skip_while(|line| !line.starts_with("fn update"));
-    let statements =
-        body.filter(|line| !line.starts_with("fn ") && !line.starts_with('#') && !line.starts_with("elementwise"));
+    let body = source.lines().map(str::trim).skip_while(|line| !line.starts_with("fn "));
+    let macros = ["fn ", "#", "elementwise", "norms"];
+    let statements = body.filter(|line| !macros.iter().any(|start| line.starts_with(start)));
     let common = statements.map(|line| {
         let line = line.replace("let mut ", "var ").replace("(*v).sqrt()", "sqrt(*v)").replace("v.sqrt()", "sqrt(*v)");
-        line.replace("(s.nesterov != 0u)", "s.nesterov != 0")
+        let line = line.replace("v_hat.sqrt()", "sqrt(v_hat)").replace("(v_hat + s.eps).sqrt()", "sqrt(v_hat + s.eps)");
+        let line = line.replace("(*s).", "s.").replace("&mut ", "&").replace("return vec3(", "[");
+        let line = ["sums[0]", "sums[1]"]
+            .iter()
+            .fold(line, |line, sum| line.replace(&format!("{sum}.sqrt()"), &format!("sqrt({sum})")));
+        let line = line.replace("(p_norm / n_norm).min(10.0)", "min(p_norm / n_norm, 10.0)");
+        let line = if line.starts_with('[') { line.trim_end_matches([']', ')', ';']).to_owned() } else { line };
+        let line = line.strip_prefix("if (").map_or(line.clone(), |rest| format!("if {}", rest.replace(") {", " {")));
+        line.replace("s.nesterov != 0u", "s.nesterov != 0")
     });
     common.filter(|line| !line.is_empty()).collect()
 }

@@ -148,6 +148,10 @@ impl Builder {
     fn validate(&self) -> Result<()> {
         let rule = self.rule.spec();
         rule.validate()?;
+        if matches!(self.rule.kernel(), Rule::Custom(_)) && rule.passes() != Passes::Elementwise {
+            let (name, expected) = (format!("{}.passes", rule.name()), "elementwise in a rule of your own");
+            return Err(Error::HyperParameter { name, expected, got: format!("{:?}", rule.passes()) });
+        }
         let slots = rule.slots().len();
         if slots > MAX_SLOTS {
             let (name, expected) = (format!("{}.slots", rule.name()), "at most 4");

@@ -267,6 +267,12 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
         Passes::Elementwise
     }
 
+    /// Whether the state stays in the host's memory on every backend, for models whose state does not fit beside them on the
+    /// device. Not for rules with norms or a trust ratio.
+    fn offloaded(&self) -> bool {
+        false
+    }
+
     /// Whether a parameter's first update has other step scalars ([`At::first`]).
     fn first_update_differs(&self) -> bool {
         false

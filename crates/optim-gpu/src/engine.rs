@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use optim_core::backend::{Plan, Record, Update, wrong_memory};
-use optim_core::rule::{SlotShape, Sparse};
+use optim_core::rule::{Slot, SlotShape, Sparse};
 use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::Width;
 
@@ -15,6 +15,7 @@ use crate::buffer::USAGE;
 use crate::device::Context;
 use crate::factored::Factored;
 use crate::layout::{Layout, Piece, SLICE, bytes};
+use crate::offload::{self, Offload};
 use crate::pipeline::{Program, Stage, Sums};
 use crate::rows::{self, RowGrad, Scratch};
 use crate::schedule::{self, Dispatch, Pair, PartialSums, Parts, Schedule, Side};
@@ -31,9 +32,12 @@ pub(crate) struct GpuEngine {
     program: Arc<Program>,
     names: Vec<String>,
     layout: Layout,
-    /// Pages for each slot, and how the tensors lie in them: as in `layout`, unless the slot has a shape of its own.
+    /// Pages for each slot. Those of offloaded state are one and the same buffer.
     slots: Vec<Vec<wgpu::Buffer>>,
+    /// How the tensors lie in them: as in `layout`, unless the slot has a shape of its own.
     slot_layouts: Vec<Layout>,
+    /// The state, if it stays on the host.
+    offload: Option<Offload>,
     /// Pages for host parameters and for host gradients; made at their first use.
     staged: [Vec<wgpu::Buffer>; 2],
     sums: Option<PartialSums>,
@@ -74,6 +78,7 @@ impl GpuEngine {
         }
         let lens = || plan.parameters.iter().map(|parameter| parameter.len());
         let (window, sums) = match program.sums {
+            Sums::Nothing if rule.offloaded() => (context.window.min(offload::WINDOW), None),
             Sums::Nothing | Sums::Factored => (context.window, None),
             Sums::Rule | Sums::Trust => {
                 context.can_sum()?;
@@ -81,23 +86,16 @@ impl GpuEngine {
             }
         };
         let layout = Layout::new(lens(), window);
-        let mut encoder = context.encoder()?;
-        let (mut pages_of, mut slot_layouts) = (Vec::with_capacity(slots.len()), Vec::with_capacity(slots.len()));
-        for slot in slots {
-            let layout = match slot.shape {
-                SlotShape::Same => layout.clone(),
-                shape => Layout::new(plan.parameters.iter().map(|parameter| shape.len(parameter.shape())), window),
-            };
-            let pages = context.pages(&layout, slot.name)?;
-            if slot.init.to_bits() != 0 {
-                for (buffer, &span) in pages.iter().zip(&layout.pages) {
-                    context.fill(&mut encoder, Region { buffer, offset: 0, span }, slot.init)?;
-                }
-            }
-            pages_of.push(pages);
-            slot_layouts.push(layout);
-        }
-        context.submit(encoder)?;
+        let slot_layout = |slot: &Slot| match slot.shape {
+            SlotShape::Same => layout.clone(),
+            shape => Layout::new(plan.parameters.iter().map(|parameter| shape.len(parameter.shape())), window),
+        };
+        let slot_layouts: Vec<_> = slots.iter().map(slot_layout).collect();
+        let offload = rule.offloaded().then(|| Offload::new(&layout, &slots));
+        let slots = match &offload {
+            Some(_) => Offload::buffers(&context, &layout, &slots)?,
+            None => resident(&context, &slot_layouts, &slots)?,
+        };
         let factored = match program.sums {
             Sums::Factored => Some(Factored::new(&context, plan, &layout)?),
             Sums::Nothing | Sums::Rule | Sums::Trust => None,
@@ -109,7 +107,8 @@ impl GpuEngine {
             program,
             sums,
             layout,
-            slots: pages_of,
+            slots,
+            offload,
             staged: Default::default(),
             ring: None,
             scratch: Scratch::default(),
@@ -245,17 +244,30 @@ impl GpuEngine {
         })
     }
 
-    /// Encodes the dispatches of the schedule in front, and others.
-    fn encode(&mut self, encoder: &mut wgpu::CommandEncoder, others: &[Dispatch]) -> Result<()> {
-        let (Some(ring), Some(schedule)) = (&mut self.ring, self.schedules.first()) else { return Ok(()) };
+    /// Writes the records to the ring's next place: where that begins.
+    fn write_records(&mut self) -> Result<u32> {
+        let Some(ring) = &mut self.ring else { return Ok(0) };
         let offset = ring.next * ring.stride();
-        ring.next = (ring.next + 1) % RING;
         let dynamic = u32::try_from(offset)
             .map_err(|_| Error::Unsupported { what: "this number of groups".into(), backend: "gpu".into() })?;
-        let dynamic = [dynamic];
-        let dispatches = || schedule.dispatches.iter().chain(others);
+        ring.next = (ring.next + 1) % RING;
+        let words = bytemuck::cast_slice(&self.words);
+        self.context.scoped(|| self.context.queue.write_buffer(&ring.buffer, offset, words))?;
+        Ok(dynamic)
+    }
+
+    /// Encodes those of the step's dispatches: the schedule's in front, then others.
+    fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        others: &[Dispatch],
+        records: u32,
+        which: impl Fn(&Dispatch) -> bool,
+    ) -> Result<()> {
+        let Some(schedule) = self.schedules.first() else { return Ok(()) };
+        let dispatches = || schedule.dispatches.iter().chain(others).filter(|dispatch| which(dispatch));
+        let dynamic = [records];
         self.context.scoped(|| {
-            self.context.queue.write_buffer(&ring.buffer, offset, bytemuck::cast_slice(&self.words));
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in dispatches() {
                 pass.set_pipeline(&dispatch.pipeline);
@@ -267,10 +279,48 @@ impl GpuEngine {
         Ok(())
     }
 
+    /// The step's dispatches, page by page with the state that comes and goes.
+    fn encode_offloaded(
+        &self,
+        offload: &mut Offload,
+        mut encoder: wgpu::CommandEncoder,
+        others: &[Dispatch],
+        records: u32,
+    ) -> Result<wgpu::CommandEncoder> {
+        self.encode(&mut encoder, others, records, |dispatch| dispatch.page.is_none())?;
+        let dispatches = || self.schedules.first().into_iter().flat_map(|schedule| &schedule.dispatches).chain(others);
+        for page in 0..self.layout.pages.len() {
+            if dispatches().any(|dispatch| dispatch.page == Some(page)) {
+                offload.upload(&self.context, &mut encoder, &self.slots, page)?;
+                self.encode(&mut encoder, others, records, |dispatch| dispatch.page == Some(page))?;
+                offload.download(&self.context, encoder, &self.slots, page)?;
+                encoder = self.context.encoder()?;
+            }
+        }
+        Ok(encoder)
+    }
+
     fn slot_regions(&self, parameter: usize, slot: usize) -> (&[Piece], Vec<Region<'_>>) {
         let pieces = self.slot_layouts[slot].pieces_of(parameter);
         (pieces, pieces.iter().map(|piece| region(&self.slots[slot], piece)).collect())
     }
+}
+
+/// Pages for each slot, with the values of the beginning.
+fn resident(context: &Context, layouts: &[Layout], slots: &[Slot]) -> Result<Vec<Vec<wgpu::Buffer>>> {
+    let mut encoder = context.encoder()?;
+    let mut pages_of = Vec::with_capacity(slots.len());
+    for (slot, layout) in slots.iter().zip(layouts) {
+        let pages = context.pages(layout, slot.name)?;
+        if slot.init.to_bits() != 0 {
+            for (buffer, &span) in pages.iter().zip(&layout.pages) {
+                context.fill(&mut encoder, Region { buffer, offset: 0, span }, slot.init)?;
+            }
+        }
+        pages_of.push(pages);
+    }
+    context.submit(encoder)?;
+    Ok(pages_of)
 }
 
 /// A piece, with its padding, in memory of ours.
@@ -329,7 +379,15 @@ impl Engine for GpuEngine {
         });
         let uploads: Vec<_> = values_of_params.chain(values_of_grads).chain(values_of_rows).collect();
         self.context.upload(&mut encoder, &uploads)?;
-        self.encode(&mut encoder, &sparse)?;
+        let records = self.write_records()?;
+        match self.offload.take() {
+            Some(mut offload) => {
+                let encoded = self.encode_offloaded(&mut offload, encoder, &sparse, records);
+                self.offload = Some(offload);
+                encoder = encoded?;
+            }
+            None => self.encode(&mut encoder, &sparse, records, |_| true)?,
+        }
 
         let regions: Vec<_> = host_params.iter().map(|piece| region(&self.staged[0], piece)).collect();
         self.context.download(encoder, &regions, |item, first, bytes| {
@@ -343,12 +401,19 @@ impl Engine for GpuEngine {
 
     fn read_slot(&self, parameter: usize, slot: usize) -> Result<Vec<f32>> {
         self.context.ready()?;
+        if let Some(offload) = &self.offload {
+            return Ok(offload.read(slot, self.layout.pieces_of(parameter)));
+        }
         let (pieces, regions) = self.slot_regions(parameter, slot);
         self.context.read(&regions, pieces.iter().map(|piece| piece.len).sum())
     }
 
     fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()> {
         self.context.ready()?;
+        if let Some(offload) = &mut self.offload {
+            offload.write(slot, self.layout.pieces_of(parameter), values);
+            return Ok(());
+        }
         let (pieces, regions) = self.slot_regions(parameter, slot);
         let mut encoder = self.context.encoder()?;
         // The padding stays as it is.

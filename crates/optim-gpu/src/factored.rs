@@ -137,7 +137,13 @@ impl Factored {
                 let kernel = parts.context.kernel(parts.program, Stage::Factored(walk))?;
                 let bindings = parts.context.bind(&kernel.bindings, &bindings);
                 let bindings = bindings.map_err(|error| parts.find_stranger(tensor, pairs).unwrap_or(error))?;
-                dispatches.push(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(groups), records: true });
+                dispatches.push(Dispatch {
+                    pipeline: kernel.pipeline,
+                    bindings,
+                    grid: grid(groups),
+                    records: true,
+                    page: None,
+                });
             }
         }
         Ok(dispatches)

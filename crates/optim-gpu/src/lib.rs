@@ -27,6 +27,12 @@
 //! once are summed by a kernel first. The dispatches are made anew at each step. The values of one gradient must fit one
 //! binding.
 //!
+//! # Offloaded state
+//!
+//! The state of a rule that asks for it ([`offloaded`](optim_core::rule::UpdateRule::offloaded)) lives in the host's memory. A
+//! step uploads it a page of at most 64 MiB at a time, updates what belongs to the page and reads it back: **it waits for the
+//! device once a page**.
+//!
 //! # Crate layout
 //!
 //! | module | holds |
@@ -35,6 +41,7 @@
 //! | `layout` | pages, pieces, tiles |
 //! | `buffer`, `transfer` | memory on the device, and to and from it |
 //! | `pipeline` | from a rule to its kernels |
+//! | `offload` | state that stays on the host |
 //! | `schedule` | from memory to a list of dispatches |
 //! | `rows` | the same for row-sparse gradients |
 //! | `engine` | a step |
@@ -61,6 +68,7 @@ mod device;
 mod engine;
 mod factored;
 mod layout;
+mod offload;
 mod pipeline;
 mod rows;
 mod schedule;

@@ -110,6 +110,9 @@ impl Program {
             Passes::Norms if matches!(source, Cow::Borrowed(_)) => Sums::Rule,
             passes => return unsupported(format!("the rule {name:?} with passes {passes:?}")),
         };
+        if spec.offloaded() && sums != Sums::Nothing {
+            return unsupported(format!("the rule {name:?} with sums and offloaded state"));
+        }
         let slots = spec.slots().len();
         // The sums take a binding.
         if slots > MAX_SLOTS - usize::from(sums == Sums::Rule) {

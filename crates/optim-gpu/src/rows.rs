@@ -83,7 +83,7 @@ impl RowGrad<'_> {
         let bindings = parts.context.bind(&kernel.bindings, &bindings);
         let bindings = bindings.map_err(|error| parts.find_stranger(self.tensor, pairs).unwrap_or(error))?;
         let grid = grid(rows.len() * self.width.div_ceil(WORKGROUP as usize));
-        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid, records: false }))
+        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid, records: false, page: None }))
     }
 
     /// The updates of a piece.

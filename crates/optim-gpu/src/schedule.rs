@@ -82,6 +82,8 @@ pub(crate) struct Dispatch {
     pub(crate) grid: (u32, u32),
     /// Whether the first binding is the records, which have a dynamic offset.
     pub(crate) records: bool,
+    /// The page of state that it updates, if any.
+    pub(crate) page: Option<usize>,
 }
 
 /// The sums of an engine's slices.
@@ -180,7 +182,7 @@ fn finish(
     let tables = parts.tables("spans", &[&spans])?;
     let bindings = [parts.records(), tables[0].binding(), sums.binding()];
     let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-    Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: true }))
+    Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: true, page: None }))
 }
 
 /// What only this backend can know: whether buffers can be bound, and whether they get into each other's way.
@@ -366,7 +368,13 @@ impl<'a> Run<'a> {
         bindings.extend(last);
         let bindings = parts.context.bind(&kernel.bindings, &bindings);
         let bindings = bindings.map_err(|error| parts.find_stranger(self.first.tensor, pairs).unwrap_or(error))?;
-        Ok(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(entries), records: true })
+        Ok(Dispatch {
+            pipeline: kernel.pipeline,
+            bindings,
+            grid: grid(entries),
+            records: true,
+            page: Some(self.first.page),
+        })
     }
 }
 

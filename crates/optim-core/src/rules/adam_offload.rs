@@ -102,4 +102,8 @@ impl UpdateRule for AdamOffload {
     fn scalar_names(&self) -> &'static [&'static str] {
         adam::Step::FIELDS
     }
+
+    fn offloaded(&self) -> bool {
+        true
+    }
 }

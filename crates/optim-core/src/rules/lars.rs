@@ -99,8 +99,8 @@ impl UpdateRule for Lars {
         check("lars.epsilon", "finite and ≥ 0", epsilon, |x| x.is_finite() && x >= 0.0)?;
         check("lars.coefficient", "finite and ≥ 0", coefficient, |x| x.is_finite() && x >= 0.0)?;
         let inner = self.inner.spec();
-        if inner.has_trust() || inner.passes() != Passes::Elementwise {
-            let expected = "a rule without norms of its own";
+        if inner.has_trust() || inner.offloaded() || inner.passes() != Passes::Elementwise {
+            let expected = "a rule without norms of its own whose state is not offloaded";
             return Err(Error::HyperParameter { name: "lars.inner".into(), expected, got: inner.name().into() });
         }
         inner.validate()

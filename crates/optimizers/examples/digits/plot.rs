@@ -1,4 +1,4 @@
-//! The picture: loss, accuracy and rate over the steps.
+//! The pictures: loss, accuracy and rate of one run over the steps; the accuracies of all runs over the epochs.
 
 use std::error::Error;
 use std::path::Path;
@@ -8,13 +8,19 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
-use crate::Run;
+use crate::network::Evaluation;
+use crate::{Epoch, Run};
 
 const SIZE: (u32, u32) = (900, 1050);
+/// Of one chart among many.
+const PANEL: (u32, u32) = (260, 220);
+const COLUMNS: usize = 6;
+/// The lowest accuracy in those charts: what is below is drawn on the edge.
+const LOWEST: f64 = 0.8;
 const FONT: &str = "sans-serif";
 const TRAIN: RGBColor = RGBColor(31, 119, 180);
 const TEST: RGBColor = RGBColor(214, 96, 20);
-const BATCH: RGBColor = RGBColor(190, 205, 220);
+const FAINT: RGBColor = RGBColor(190, 205, 220);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -26,8 +32,24 @@ struct Line {
 
 /// Draws a run into an SVG file.
 pub(crate) fn draw(run: &Run, path: &Path) -> Result<(), Box<dyn Error>> {
+    save(path, SIZE, |area| draw_charts(run, area))
+}
+
+/// Draws the accuracies of runs with the same number of epochs into an SVG file: a chart for each run, and one more place
+/// for the legend.
+pub(crate) fn compare(runs: &[Run], path: &Path) -> Result<(), Box<dyn Error>> {
+    let rows = (runs.len() + 1).div_ceil(COLUMNS);
+    let size = (PANEL.0 * u32::try_from(COLUMNS)?, PANEL.1 * u32::try_from(rows)? + 40);
+    save(path, size, |area| draw_panels(runs, rows, area))
+}
+
+fn save(
+    path: &Path,
+    size: (u32, u32),
+    draw: impl Fn(&Area<'_>) -> Result<(), Box<dyn Error>>,
+) -> Result<(), Box<dyn Error>> {
     let mut svg = String::new();
-    draw_charts(run, &SVGBackend::with_string(&mut svg, SIZE).into_drawing_area())?;
+    draw(&SVGBackend::with_string(&mut svg, size).into_drawing_area())?;
     std::fs::write(path, svg).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
@@ -41,7 +63,7 @@ fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
     let epochs = run.epochs.iter().zip(1_u32..).map(|(epoch, index)| (f64::from(index) * per_epoch, epoch));
 
     let losses = [
-        Line { label: "mini-batch", color: BATCH, points: steps.clone().map(|(x, step)| (x, step.loss)).collect() },
+        Line { label: "mini-batch", color: FAINT, points: steps.clone().map(|(x, step)| (x, step.loss)).collect() },
         Line { label: "train", color: TRAIN, points: epochs.clone().map(|(x, epoch)| (x, epoch.train.loss)).collect() },
         Line { label: "test", color: TEST, points: epochs.clone().map(|(x, epoch)| (x, epoch.test.loss)).collect() },
     ];
@@ -65,6 +87,53 @@ fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
     chart(&charts[2], "learning rate", 0.0..high * 1.05, UpperRight, &rates)?;
     area.present()?;
     Ok(())
+}
+
+fn draw_panels(runs: &[Run], rows: usize, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
+    area.fill(&WHITE)?;
+    let backend = runs.first().map_or("", |run| &run.backend);
+    let title = format!("digits: accuracy of all optimizers over the epochs, on {backend}");
+    let panels = area.titled(&title, (FONT, 22))?.split_evenly((rows, COLUMNS));
+    let others: Vec<_> = runs.iter().map(|run| accuracies(run, |epoch| &epoch.test)).collect();
+    for (run, panel) in runs.iter().zip(&panels) {
+        let train = accuracies(run, |epoch| &epoch.train);
+        let test = accuracies(run, |epoch| &epoch.test);
+        let lines = others.iter().map(|points| (points, FAINT)).chain([(&train, TRAIN), (&test, TEST)]);
+        let mut chart = ChartBuilder::on(panel)
+            .caption(format!("{}  {:.3}", run.optimizer.name, run.last().test.accuracy), (FONT, 15))
+            .margin(8)
+            .x_label_area_size(18)
+            .y_label_area_size(38)
+            .build_cartesian_2d(1.0..run.epochs.len().max(2) as f64, LOWEST..1.0)?;
+        chart
+            .configure_mesh()
+            .x_labels(5)
+            .y_labels(5)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y:.2}"))
+            .label_style((FONT, 12))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        for (points, color) in lines {
+            chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
+        }
+    }
+    let labels = [("test, with its last value", TEST), ("train", TRAIN), ("the other optimizers' test", FAINT)];
+    if let Some(place) = panels.get(runs.len()) {
+        for ((label, color), y) in labels.into_iter().zip((60..).step_by(24)) {
+            place.draw(&PathElement::new([(46, y), (70, y)], color.stroke_width(3)))?;
+            place.draw(&Text::new(label, (78, y - 7), (FONT, 14)))?;
+        }
+        place.draw(&Text::new(format!("below {LOWEST:.2}: on the edge"), (46, 130), (FONT, 14)))?;
+    }
+    area.present()?;
+    Ok(())
+}
+
+/// The points of one line in those charts.
+fn accuracies(run: &Run, part: fn(&Epoch) -> &Evaluation) -> Vec<(f64, f64)> {
+    let epochs = run.epochs.iter().zip(1_u32..);
+    epochs.map(|(epoch, index)| (f64::from(index), part(epoch).accuracy.max(LOWEST))).collect()
 }
 
 /// One chart over the steps, with a legend.
@@ -114,8 +183,4 @@ where
 fn bounds(lines: &[Line]) -> (f64, f64) {
     let values = lines.iter().flat_map(|line| &line.points).map(|point| point.1);
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
-}
-
-pub(crate) fn compare(_runs: &[Run], _path: &Path) -> Result<(), Box<dyn Error>> {
-    Ok(())
 }

@@ -22,8 +22,8 @@ pub(crate) fn print(run: &Run) {
 
 /// One line for each run.
 ///
-/// The time is that inside `Optimizer::step`, divided by steps and parameters. With only 4,810 parameters it is mostly
-/// the fixed cost of a step: it says nothing of the speed on networks that fill a memory.
+/// The time is that inside `Optimizer::step`, divided by steps and parameters: here, as said above, hardly more than
+/// the fixed cost of a step.
 pub(crate) fn compare(runs: &[Run]) {
     if let Some(run) = runs.first() {
         println!("backend: {}; {} parameters, {} epochs", run.backend, run.parameters, run.epochs.len());
