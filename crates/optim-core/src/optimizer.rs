@@ -152,6 +152,11 @@ impl Builder {
             let (name, expected) = (format!("{}.passes", rule.name()), "elementwise in a rule of your own");
             return Err(Error::HyperParameter { name, expected, got: format!("{:?}", rule.passes()) });
         }
+        let (words, names) = (rule.scalars(&At::default()).words().len(), rule.scalar_names().len());
+        if words != names {
+            let (name, expected) = (format!("{}.scalar_names", rule.name()), "a name for each word of the scalars");
+            return Err(Error::HyperParameter { name, expected, got: format!("{names} for {words}") });
+        }
         let slots = rule.slots().len();
         if slots > MAX_SLOTS {
             let (name, expected) = (format!("{}.slots", rule.name()), "at most 4");

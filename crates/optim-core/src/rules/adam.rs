@@ -47,6 +47,10 @@ use crate::{Error, Rate, Result};
 ///   powers, which the PyTorch preset has, they differ by up to 3e-5 of themselves. MindSpore 2.x ignores `use_nesterov`
 ///   together with `use_amsgrad`; here that is an error.
 ///
+/// # Row-sparse gradients
+/// All rows change, as with a dense gradient of zeros elsewhere: the means of unlisted rows decay and those rows move on, except
+/// that weight decay acts on listed rows only. [`LazyAdam`](crate::LazyAdam) leaves unlisted rows alone.
+///
 /// ```
 /// use optim_core::{Adam, Parameter};
 ///

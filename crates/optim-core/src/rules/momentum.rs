@@ -21,6 +21,9 @@ use crate::{Rate, Result};
 /// - **PyTorch**: `torch.optim.SGD(momentum=μ)` is the same formula; rate and momentum have no default here, as in MindSpore.
 /// - **MindSpore**'s CPU kernel ignores `use_nesterov` (a defect); here it is obeyed on every backend.
 ///
+/// # Row-sparse gradients
+/// Only the listed rows change: an unlisted row does not coast on its momentum, and does not decay.
+///
 /// ```
 /// use optim_core::{Momentum, Parameter};
 ///

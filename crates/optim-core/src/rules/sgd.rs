@@ -24,6 +24,9 @@ use crate::{Error, Rate, Result};
 ///   follows 2.x: the common L2 path, groups and filter obeyed. MindSpore's slot `stat` (1 before the first update) is kept
 ///   as one bit a parameter.
 ///
+/// # Row-sparse gradients
+/// Only the listed rows change: an unlisted row neither moves nor decays, and its `accum` stays as it is.
+///
 /// ```
 /// use optim_core::{Parameter, Sgd};
 ///
