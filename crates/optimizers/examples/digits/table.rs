@@ -6,7 +6,9 @@ use crate::{Epoch, Run};
 pub(crate) fn print(run: &Run) {
     let Epoch { train, test } = run.last();
     println!("backend: {}", run.backend);
-    println!("optimizer          epochs   steps  train loss  train accuracy  test accuracy  time per step  weights hash");
+    println!(
+        "optimizer          epochs   steps  train loss  train accuracy  test accuracy  time per step  weights hash"
+    );
     println!(
         "{:<18} {:>6} {:>7} {:>11.5} {:>15.3} {:>14.3} {:>11.1} µs  {:016x}",
         run.optimizer.name,
