@@ -46,7 +46,8 @@ pub(crate) fn summed(
     for (slice, sums) in sums.iter_mut().enumerate() {
         let end = p.len().min((slice + 1) * SLICE);
         let used = ROW.min(end - slice * SLICE);
-        columns.iter_mut().for_each(|column| column[..used].fill(0.0));
+        // A lane adds up four columns.
+        columns.iter_mut().for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
         for start in (slice * SLICE..end).step_by(ROW) {
             let range = start..end.min(start + ROW);
             let row = &mut row[..range.len()];
