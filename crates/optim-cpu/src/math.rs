@@ -28,7 +28,8 @@ pub(crate) fn power(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> f32 {
     let product = y_fixed as i32 * e;
     let whole = (product + 2048) >> 12;
     let part = (product - whole * 4096) as f32;
-    let mut t = part / 4096.0 + (y_rest * e as f32 + y * log2_m);
+    // from left to right: Mesa's compiler takes a sum in parentheses apart
+    let mut t = part / 4096.0 + y_rest * e as f32 + y * log2_m;
     if t > 1000.0 {
         t = 1000.0;
     }
@@ -74,7 +75,7 @@ mod tests {
     /// `power` as the kernel calls it, with what core makes of the power.
     fn power(x: f32, y: f64) -> f32 {
         let rule = Ftrl { lr_power: -y, ..Ftrl::default() };
-        let at = At { t: 1, lr: 0.1, previous_lr: 0.1, weight_decay: 0.0, first: true };
+        let at = At { t: 1, lr: 0.1, previous_lr: 0.1, weight_decay: 0.0, beta_powers: [0.0; 2], first: true };
         let scalars = rule.scalars(&at);
         let s: &Step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
         super::power(x, s.power, s.power_fixed, s.power_rest)
