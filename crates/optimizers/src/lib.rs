@@ -44,8 +44,10 @@ pub use backend::Backend;
 /// [`Engine`](optim_core::Engine).
 pub use optim_core as core;
 pub use optim_core::{
-    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Momentum, Optimizer, Outcome, ParamGroup, ParamMut,
-    Parameter, Rate, Result, Rule, Schedule, Sgd, StepReport, schedule,
+    AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType, DeviceMemory,
+    Error, Ftrl, Grad, IntoBackend, Lamb, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, Outcome, ParamGroup,
+    ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Sgd, StepReport, Values,
+    schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;
