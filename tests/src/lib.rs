@@ -8,7 +8,7 @@
 //! | [`tolerance`] | how far results may be apart, and why |
 //!
 //! Where does a new test go? What holds for every rule belongs into the suite's file of that topic and iterates
-//! [`Rule::all`](optimizers::Rule::all); it is written once, by [`on_every_backend!`], for all backends.
+//! [`rules`]; it is written once, by [`on_every_backend!`], for all backends.
 #![forbid(unsafe_code)]
 
 pub mod problem;
@@ -19,7 +19,7 @@ pub mod tolerance;
 #[cfg(feature = "gpu")]
 use std::sync::OnceLock;
 
-use optimizers::{Backend, IntoBackend, Result, core};
+use optimizers::{Backend, IntoBackend, Result, Rule, core};
 
 pub use problem::{AWKWARD, Problem, Random, Setup};
 pub use run::{Bound, Run, compare};
@@ -29,6 +29,14 @@ pub use run::{Bound, Run, compare};
 #[doc = include_str!("../../README.md")]
 #[derive(Debug)]
 pub struct Readme;
+
+/// The rules under test: every one that every backend runs. Those that sum over a parameter first have no GPU kernels yet.
+#[must_use]
+pub fn rules() -> Vec<Rule> {
+    let mut rules = Rule::all();
+    rules.retain(|rule| !matches!(rule, Rule::Lamb(_) | Rule::Lars(_) | Rule::Custom(_)));
+    rules
+}
 
 /// A backend under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

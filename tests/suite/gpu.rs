@@ -8,7 +8,7 @@ use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use optim_tests::{Random, gpu, gpu_is_llvmpipe};
+use optim_tests::{Random, gpu, gpu_is_llvmpipe, rules};
 use optimizers::core::backend::{Plan, Update};
 use optimizers::core::{self, Backend as _, DeviceMemory};
 use optimizers::gpu::{Counters, GpuOptions};
@@ -683,7 +683,7 @@ mod device {
         let windows = [None, Some(256), Some(1 << 16)];
         for window_bytes in windows {
             let backend = noop(Limits::default(), &GpuOptions { window_bytes, ..GpuOptions::default() }).unwrap();
-            for rule in Rule::all() {
+            for rule in rules() {
                 let spec = rule.spec();
                 let lens = LENS.iter().enumerate().map(|(index, &len)| Parameter::new(format!("w{index}"), [len]));
                 let mut optimizer = Builder::new(rule.clone()).params(lens).build(backend.clone()).unwrap();

@@ -1,8 +1,7 @@
 //! Every rule against its naive `f64` twin, at every length where loops begin or end.
 
 use optim_tests::tolerance::{CONTROL_BOUND, JUDGE};
-use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, Target, compare, on_every_backend, reference};
-use optimizers::Rule;
+use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, Target, compare, on_every_backend, reference, rules};
 
 /// Trains a problem on the backend and by the judge; gives the worst error.
 fn error(setup: &Setup, problem: &Problem, target: Target) -> f64 {
@@ -23,7 +22,7 @@ on_every_backend! {
     /// All lengths as the parameters of one optimizer, with and without decay and loss scale.
     fn together(target) {
         let problem = Problem::new(AWKWARD, 5, 1);
-        for rule in Rule::all() {
+        for rule in rules() {
             let mut worst = 0.0_f64;
             for (decay, loss_scale) in [(false, 1.0), (true, 1.0), (false, 1000.0), (true, 1000.0)] {
                 let setup = Setup { rule: rule.clone(), groups: groups(decay), loss_scale };
@@ -37,7 +36,7 @@ on_every_backend! {
     fn alone(target) {
         for (seed, &len) in (10..).zip(AWKWARD) {
             let problem = Problem::new(&[len], 2, seed);
-            for rule in Rule::all() {
+            for rule in rules() {
                 error(&Setup::new(&rule, 1e-2), &problem, target);
                 error(&Setup { rule, groups: vec![(1e-2, 0.1)], loss_scale: 1000.0 }, &problem, target);
             }
@@ -47,7 +46,7 @@ on_every_backend! {
     /// Missing gradients, over more steps: first updates come at different times.
     fn with_gaps(target) {
         let problem = Problem::new(&[257, 0, 1, 1025, 16], 30, 2).with_gaps(3);
-        for rule in Rule::all() {
+        for rule in rules() {
             error(&Setup { rule, groups: groups(true), loss_scale: 128.0 }, &problem, target);
         }
     }
@@ -55,7 +54,7 @@ on_every_backend! {
     /// Control: the judge must notice another rate.
     fn notices_another_rate(target) {
         let problem = Problem::new(&[1000], 20, 4);
-        for rule in Rule::all() {
+        for rule in rules() {
             let setup = Setup::new(&rule, 1e-2);
             let other = Setup::new(&rule, 1e-2 * (1.0 + CONTROL_BOUND));
             let run = Run::train(other.builder(&problem.parameters), target, &problem).unwrap();
@@ -70,6 +69,6 @@ on_every_backend! {
 #[test]
 #[should_panic(expected = "compared with itself")]
 fn nobody_judges_himself() {
-    let (judged, _) = reference::train(&Setup::new(&Rule::all()[0], 0.1), &Problem::new(&[3], 1, 5));
+    let (judged, _) = reference::train(&Setup::new(&rules()[0], 0.1), &Problem::new(&[3], 1, 5));
     let _ = compare(&judged, &judged, &Bound::Bits);
 }
