@@ -9,7 +9,7 @@ struct Step {
     kappa: f32,
     eps: f32,
     decay: f32,
-    shrink: f32,
+    decay_after: f32,
     first: u32,
     pad0: u32,
     pad1: u32,
@@ -43,6 +43,6 @@ fn update(
     *p = *p - s.decay * *p;
     // (8) p ← p − (α · m + κ · v) / (√n + ε′)
     *p = *p - (s.alpha * *m + s.kappa * *v) / (sqrt(*n) + s.eps);
-    // (9) p ← p / (1 + γ λ)
-    *p = *p / s.shrink;
+    // (9) p ← p − γ λ / (1 + γ λ) · p
+    *p = *p - s.decay_after * *p;
 }

@@ -32,7 +32,8 @@ fn power(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> f32 {
     let product = i32(y_fixed) * e;
     let whole = (product + 2048) >> 12u;
     let part = f32(product - whole * 4096);
-    var t = part / 4096.0 + (y_rest * f32(e) + y * log2_m);
+    // from left to right: Mesa's compiler takes a sum in parentheses apart
+    var t = part / 4096.0 + y_rest * f32(e) + y * log2_m;
     if (t > 1000.0) {
         t = 1000.0;
     }

@@ -40,7 +40,10 @@ fn finish(s: ptr<function, Step>, sums: vec3<f32>) {
     let n_norm = sqrt(sums[1]);
     (*s).ratio = 1.0;
     if (p_norm > 0.0 && n_norm > 0.0) {
-        (*s).ratio = min(p_norm / n_norm, 10.0);
+        (*s).ratio = p_norm / n_norm;
+    }
+    if ((*s).ratio > 10.0) {
+        (*s).ratio = 10.0;
     }
 }
 

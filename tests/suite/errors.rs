@@ -5,10 +5,11 @@ use std::any::Any;
 use half::{bf16, f16};
 use optim_tests::{Bound, Run, Target, compare, on_every_backend};
 use optimizers::core::Backend;
-use optimizers::schedule::{CosineDecay, PolynomialDecay, WarmUp};
+use optimizers::schedule::{CosineDecay, ExponentialDecay, InverseDecay, NaturalExpDecay, PolynomialDecay, WarmUp};
 use optimizers::{
-    Adam, Builder, DType, DeviceMemory, Error, Grad, IntoBackend, Lamb, Lars, Momentum, Optimizer, ParamGroup,
-    ParamMut, Parameter, Rate, Result, Rule, Schedule, Sgd,
+    AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
+    DeviceMemory, Error, Ftrl, Grad, IntoBackend, Lamb, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, ParamGroup,
+    ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Sgd,
 };
 
 /// A backend that must not be opened: input is checked first.
@@ -132,6 +133,13 @@ const NEGATIVE: [f64; 4] = [-0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
 /// Values outside of (0, 1).
 const NOT_INSIDE_ONE: [f64; 8] = [0.0, 1.0, 1.1, -0.0, -0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
 
+/// Values outside of [0, 1).
+const NOT_BELOW_ONE: [f64; 6] = [1.0, 1.1, -0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+/// Values outside of [0, 1].
+const NOT_UP_TO_ONE: [f64; 5] = [1.1, -0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+/// Values that are no number.
+const NOT_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+
 /// A rule's hyper-parameters, apart from rate and decay, with values out of their ranges. No `_` arm: the compiler asks for a
 /// new rule's.
 fn out_of_range(rule: &Rule) -> Vec<(&'static str, Rule)> {
@@ -151,10 +159,144 @@ fn out_of_range(rule: &Rule) -> Vec<(&'static str, Rule)> {
         ]
         .concat(),
         Rule::Momentum(rule) => each("momentum.momentum", NEGATIVE, |momentum| Momentum { momentum, ..rule.clone() }),
+        Rule::Adam(adam) if adam.corrected_eps => [
+            each("adam.beta1", NOT_BELOW_ONE, |beta1| Adam { beta1, ..adam.clone() }),
+            each("adam.beta2", NOT_BELOW_ONE, |beta2| Adam { beta2, ..adam.clone() }),
+            each("adam.eps", NOT_POSITIVE, |eps| Adam { eps, ..adam.clone() }),
+        ]
+        .concat(),
         Rule::Adam(adam) => [
             each("adam.beta1", NOT_INSIDE_ONE, |beta1| Adam { beta1, ..adam.clone() }),
             each("adam.beta2", NOT_INSIDE_ONE, |beta2| Adam { beta2, ..adam.clone() }),
             each("adam.eps", NOT_POSITIVE, |eps| Adam { eps, ..adam.clone() }),
+            vec![("adam.use_amsgrad", Adam { use_amsgrad: true, use_nesterov: true, ..adam.clone() }.into())],
+        ]
+        .concat(),
+        Rule::AdamWeightDecay(rule) => [
+            each("adam_weight_decay.beta1", NOT_INSIDE_ONE, |beta1| AdamWeightDecay { beta1, ..rule.clone() }),
+            each("adam_weight_decay.beta2", NOT_INSIDE_ONE, |beta2| AdamWeightDecay { beta2, ..rule.clone() }),
+            each("adam_weight_decay.eps", NOT_POSITIVE, |eps| AdamWeightDecay { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::AdamW(rule) => [
+            each("adamw.beta1", NOT_BELOW_ONE, |beta1| AdamW { beta1, ..rule.clone() }),
+            each("adamw.beta2", NOT_BELOW_ONE, |beta2| AdamW { beta2, ..rule.clone() }),
+            each("adamw.eps", NOT_POSITIVE, |eps| AdamW { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::LazyAdam(rule) => [
+            each("lazy_adam.beta1", NOT_INSIDE_ONE, |beta1| LazyAdam { beta1, ..rule.clone() }),
+            each("lazy_adam.beta2", NOT_INSIDE_ONE, |beta2| LazyAdam { beta2, ..rule.clone() }),
+            each("lazy_adam.eps", NOT_POSITIVE, |eps| LazyAdam { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::AdamOffload(rule) => [
+            each("adam_offload.beta1", NOT_INSIDE_ONE, |beta1| AdamOffload { beta1, ..rule.clone() }),
+            each("adam_offload.beta2", NOT_INSIDE_ONE, |beta2| AdamOffload { beta2, ..rule.clone() }),
+            each("adam_offload.eps", NOT_POSITIVE, |eps| AdamOffload { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::AdaMax(rule) if rule.eps_inside => [
+            each("ada_max.beta1", NOT_BELOW_ONE, |beta1| AdaMax { beta1, ..rule.clone() }),
+            each("ada_max.beta2", NOT_BELOW_ONE, |beta2| AdaMax { beta2, ..rule.clone() }),
+            each("ada_max.eps", NOT_POSITIVE, |eps| AdaMax { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::AdaMax(rule) => [
+            each("ada_max.beta1", NOT_INSIDE_ONE, |beta1| AdaMax { beta1, ..rule.clone() }),
+            each("ada_max.beta2", NOT_INSIDE_ONE, |beta2| AdaMax { beta2, ..rule.clone() }),
+            each("ada_max.eps", NOT_POSITIVE, |eps| AdaMax { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::NAdam(rule) => [
+            each("nadam.beta1", NOT_BELOW_ONE, |beta1| NAdam { beta1, ..rule.clone() }),
+            each("nadam.beta2", NOT_BELOW_ONE, |beta2| NAdam { beta2, ..rule.clone() }),
+            each("nadam.eps", NOT_POSITIVE, |eps| NAdam { eps, ..rule.clone() }),
+            each("nadam.momentum_decay", NEGATIVE, |momentum_decay| NAdam { momentum_decay, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::RAdam(rule) => [
+            each("radam.beta1", NOT_BELOW_ONE, |beta1| RAdam { beta1, ..rule.clone() }),
+            each("radam.beta2", NOT_BELOW_ONE, |beta2| RAdam { beta2, ..rule.clone() }),
+            each("radam.eps", NOT_POSITIVE, |eps| RAdam { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::Lion(rule) => [
+            each("lion.beta1", NOT_BELOW_ONE, |beta1| Lion { beta1, ..rule.clone() }),
+            each("lion.beta2", NOT_BELOW_ONE, |beta2| Lion { beta2, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::Adan(rule) => [
+            each("adan.beta1", NOT_BELOW_ONE, |beta1| Adan { beta1, ..rule.clone() }),
+            each("adan.beta2", NOT_BELOW_ONE, |beta2| Adan { beta2, ..rule.clone() }),
+            each("adan.beta3", NOT_BELOW_ONE, |beta3| Adan { beta3, ..rule.clone() }),
+            each("adan.eps", NOT_POSITIVE, |eps| Adan { eps, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::Adagrad(rule) => [
+            each("adagrad.accum", NEGATIVE, |accum| Adagrad { accum, ..rule.clone() }),
+            each("adagrad.epsilon", NEGATIVE, |epsilon| Adagrad { epsilon, ..rule.clone() }),
+            each("adagrad.lr_decay", NEGATIVE, |lr_decay| Adagrad { lr_decay, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::ProximalAdagrad(rule) => [
+            each("proximal_adagrad.accum", NEGATIVE, |accum| ProximalAdagrad { accum, ..rule.clone() }),
+            each("proximal_adagrad.l1", NEGATIVE, |l1| ProximalAdagrad { l1, ..rule.clone() }),
+            each("proximal_adagrad.l2", NEGATIVE, |l2| ProximalAdagrad { l2, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::Ftrl(rule) => [
+            each("ftrl.initial_accum", NEGATIVE, |initial_accum| Ftrl { initial_accum, ..rule.clone() }),
+            each("ftrl.lr_power", NOT_FINITE, |lr_power| Ftrl { lr_power, ..rule.clone() }),
+            each("ftrl.lr_power", [0.1], |lr_power| Ftrl { lr_power, ..rule.clone() }),
+            each("ftrl.l1", NEGATIVE, |l1| Ftrl { l1, ..rule.clone() }),
+            each("ftrl.l2", NEGATIVE, |l2| Ftrl { l2, ..rule.clone() }),
+            // Its own rate must not be 0, unlike other rules'.
+            each("ftrl.lr", NOT_POSITIVE, |lr| Ftrl { lr: lr.into(), ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::RmsProp(rule) => [
+            each("rms_prop.decay", NEGATIVE, |decay| RmsProp { decay, ..rule.clone() }),
+            each("rms_prop.momentum", NEGATIVE, |momentum| RmsProp { momentum, ..rule.clone() }),
+            each("rms_prop.epsilon", NOT_POSITIVE, |epsilon| RmsProp { epsilon, ..rule.clone() }),
+            each("rms_prop.initial_ms", NEGATIVE, |initial_ms| RmsProp { initial_ms, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::Adadelta(rule) => [
+            each("adadelta.rho", NOT_UP_TO_ONE, |rho| Adadelta { rho, ..rule.clone() }),
+            each("adadelta.epsilon", NEGATIVE, |epsilon| Adadelta { epsilon, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::Asgd(rule) => [
+            each("asgd.lambd", NEGATIVE, |lambd| Asgd { lambd, ..rule.clone() }),
+            each("asgd.alpha", NOT_FINITE, |alpha| Asgd { alpha, ..rule.clone() }),
+            each("asgd.t0", NOT_FINITE, |t0| Asgd { t0, ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::Rprop(rule) => [
+            each("rprop.etas.0", NOT_INSIDE_ONE, |minus| Rprop { etas: (minus, 1.2), ..rule.clone() }),
+            each("rprop.etas.1", NOT_FINITE, |plus| Rprop { etas: (0.5, plus), ..rule.clone() }),
+            each("rprop.etas.1", [1.0, 0.5, -2.0], |plus| Rprop { etas: (0.5, plus), ..rule.clone() }),
+            each("rprop.step_sizes.0", NEGATIVE, |min| Rprop { step_sizes: (min, 50.0), ..rule.clone() }),
+            each("rprop.step_sizes.1", NEGATIVE, |max| Rprop { step_sizes: (0.0, max), ..rule.clone() }),
+            each("rprop.step_sizes", [0.01], |max| Rprop { step_sizes: (0.1, max), ..rule.clone() }),
+        ]
+        .concat(),
+        Rule::AdaFactor(rule) => [
+            each("ada_factor.eps.0", NEGATIVE, |eps1| AdaFactor { eps: (eps1, 1e-3), ..rule.clone() }),
+            each("ada_factor.eps.1", NEGATIVE, |eps2| AdaFactor { eps: (1e-30, eps2), ..rule.clone() }),
+            each("ada_factor.clip_threshold", NOT_POSITIVE, |clip_threshold| AdaFactor {
+                clip_threshold,
+                ..rule.clone()
+            }),
+            each("ada_factor.decay_rate", NOT_INSIDE_ONE, |decay_rate| AdaFactor { decay_rate, ..rule.clone() }),
+            each("ada_factor.beta1", NOT_BELOW_ONE, |beta1| AdaFactor { beta1, ..rule.clone() }),
+            each("ada_factor.weight_decay", NOT_BELOW_ONE, |decay| AdaFactor { weight_decay: decay, ..rule.clone() }),
+            vec![
+                ("ada_factor.relative_step", AdaFactor { relative_step: true, ..AdaFactor::with_lr(0.1) }.into()),
+                ("ada_factor.lr", AdaFactor { relative_step: false, ..AdaFactor::default() }.into()),
+                ("ada_factor.warmup_init", AdaFactor { warmup_init: true, ..AdaFactor::with_lr(0.1) }.into()),
+            ],
         ]
         .concat(),
         Rule::Lamb(lamb) => [
@@ -187,7 +329,7 @@ fn hyper_parameters_of_every_rule() {
 #[test]
 fn hyper_parameters_that_round_out_of_range() {
     let adam = Adam::default;
-    let bad: [(&str, Rule); 8] = [
+    let bad: [(&str, Rule); 22] = [
         ("adam.beta1", Adam { beta1: 1.0 - 1e-12, ..adam() }.into()),
         ("adam.beta2", Adam { beta2: 1.0 - 1e-12, ..adam() }.into()),
         ("adam.eps", Adam { eps: 1e-60, ..adam() }.into()),
@@ -196,6 +338,20 @@ fn hyper_parameters_that_round_out_of_range() {
         ("sgd.dampening", Sgd { momentum: 0.9, dampening: 1e60, ..Sgd::default() }.into()),
         ("adam.lr", Adam::new(1e60).into()),
         ("adam.weight_decay", Adam { weight_decay: 1e60, ..adam() }.into()),
+        ("adam.beta2", Adam { beta2: 1.0 - 1e-12, ..Adam::torch() }.into()),
+        ("adam_weight_decay.beta1", AdamWeightDecay { beta1: 1.0 - 1e-12, ..AdamWeightDecay::default() }.into()),
+        ("adamw.beta2", AdamW { beta2: 1.0 - 1e-12, ..AdamW::default() }.into()),
+        ("ada_max.eps", AdaMax { eps: 1e-60, ..AdaMax::default() }.into()),
+        ("radam.beta2", RAdam { beta2: 1.0 - 1e-12, ..RAdam::default() }.into()),
+        ("lion.beta1", Lion { beta1: 1.0 - 1e-12, ..Lion::default() }.into()),
+        ("adan.beta3", Adan { beta3: 1.0 - 1e-12, ..Adan::default() }.into()),
+        ("adagrad.accum", Adagrad { accum: 1e60, ..Adagrad::default() }.into()),
+        ("proximal_adagrad.l1", ProximalAdagrad { l1: 1e60, ..ProximalAdagrad::default() }.into()),
+        ("ftrl.lr", Ftrl::new(1e-60).into()),
+        ("ftrl.lr_power", Ftrl { lr_power: -1e60, ..Ftrl::default() }.into()),
+        ("rms_prop.epsilon", RmsProp { epsilon: 1e-60, ..RmsProp::default() }.into()),
+        ("rprop.etas.0", Rprop { etas: (1.0 - 1e-12, 1.2), ..Rprop::default() }.into()),
+        ("rprop.etas.1", Rprop { etas: (0.5, 1.0 + 1e-12), ..Rprop::default() }.into()),
     ];
     for (name, rule) in bad {
         assert_refused!(Builder::new(rule).params([weight()]), Error::HyperParameter { .. }, name);
@@ -227,6 +383,23 @@ fn rates() {
             Rule::Sgd(rule) => Sgd { lr: (-1.0).into(), ..rule }.into(),
             Rule::Momentum(rule) => Momentum { lr: (-1.0).into(), ..rule }.into(),
             Rule::Adam(rule) => Adam { lr: (-1.0).into(), ..rule }.into(),
+            Rule::AdamWeightDecay(rule) => AdamWeightDecay { lr: (-1.0).into(), ..rule }.into(),
+            Rule::AdamW(rule) => AdamW { lr: (-1.0).into(), ..rule }.into(),
+            Rule::LazyAdam(rule) => LazyAdam { lr: (-1.0).into(), ..rule }.into(),
+            Rule::AdamOffload(rule) => AdamOffload { lr: (-1.0).into(), ..rule }.into(),
+            Rule::AdaMax(rule) => AdaMax { lr: (-1.0).into(), ..rule }.into(),
+            Rule::NAdam(rule) => NAdam { lr: (-1.0).into(), ..rule }.into(),
+            Rule::RAdam(rule) => RAdam { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Lion(rule) => Lion { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Adan(rule) => Adan { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Adagrad(rule) => Adagrad { lr: (-1.0).into(), ..rule }.into(),
+            Rule::ProximalAdagrad(rule) => ProximalAdagrad { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Ftrl(rule) => Ftrl { lr: (-1.0).into(), ..rule }.into(),
+            Rule::RmsProp(rule) => RmsProp { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Adadelta(rule) => Adadelta { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Asgd(rule) => Asgd { lr: (-1.0).into(), ..rule }.into(),
+            Rule::Rprop(rule) => Rprop { lr: (-1.0).into(), ..rule }.into(),
+            Rule::AdaFactor(_) => AdaFactor::with_lr(-1.0).into(),
             Rule::Lamb(rule) => Lamb { lr: (-1.0).into(), ..rule }.into(),
             Rule::Lars(_) => Lars::new(Momentum { lr: (-1.0).into(), ..Momentum::new(0.1, 0.9) }).into(),
             Rule::Custom(own) => unreachable!("{own:?} is not among all rules"),
@@ -249,6 +422,23 @@ fn weight_decays() {
             Rule::Sgd(rule) => Sgd { weight_decay: -1.0, ..rule }.into(),
             Rule::Momentum(rule) => Momentum { weight_decay: -1.0, ..rule }.into(),
             Rule::Adam(rule) => Adam { weight_decay: -1.0, ..rule }.into(),
+            Rule::AdamWeightDecay(rule) => AdamWeightDecay { weight_decay: -1.0, ..rule }.into(),
+            Rule::AdamW(rule) => AdamW { weight_decay: -1.0, ..rule }.into(),
+            Rule::LazyAdam(rule) => LazyAdam { weight_decay: -1.0, ..rule }.into(),
+            Rule::AdamOffload(rule) => AdamOffload { weight_decay: -1.0, ..rule }.into(),
+            Rule::AdaMax(rule) => AdaMax { weight_decay: -1.0, ..rule }.into(),
+            Rule::NAdam(rule) => NAdam { weight_decay: -1.0, ..rule }.into(),
+            Rule::RAdam(rule) => RAdam { weight_decay: -1.0, ..rule }.into(),
+            Rule::Lion(rule) => Lion { weight_decay: -1.0, ..rule }.into(),
+            Rule::Adan(rule) => Adan { weight_decay: -1.0, ..rule }.into(),
+            Rule::Adagrad(rule) => Adagrad { weight_decay: -1.0, ..rule }.into(),
+            Rule::ProximalAdagrad(rule) => ProximalAdagrad { weight_decay: -1.0, ..rule }.into(),
+            Rule::Ftrl(rule) => Ftrl { weight_decay: -1.0, ..rule }.into(),
+            Rule::RmsProp(rule) => RmsProp { weight_decay: -1.0, ..rule }.into(),
+            Rule::Adadelta(rule) => Adadelta { weight_decay: -1.0, ..rule }.into(),
+            Rule::Asgd(rule) => Asgd { weight_decay: -1.0, ..rule }.into(),
+            Rule::Rprop(rule) => Rprop { weight_decay: -1.0, ..rule }.into(),
+            Rule::AdaFactor(rule) => AdaFactor { weight_decay: -1.0, ..rule }.into(),
             Rule::Lamb(rule) => Lamb { weight_decay: -1.0, ..rule }.into(),
             Rule::Lars(_) => Lars::new(Momentum { weight_decay: -1.0, ..Momentum::new(0.1, 0.9) }).into(),
             Rule::Custom(own) => unreachable!("{own:?} is not among all rules"),
@@ -288,6 +478,17 @@ fn schedule_constructors() {
         refused(PolynomialDecay::new(bad, 0.01, 4, 1.0), "PolynomialDecay: lr");
         refused(PolynomialDecay::new(0.1, 0.01, 4, bad), "PolynomialDecay: power");
     }
+    for bad in NOT_POSITIVE {
+        refused(ExponentialDecay::new(bad, 0.5, 4), "ExponentialDecay: lr");
+        refused(ExponentialDecay::new(0.1, bad, 4), "ExponentialDecay: decay_rate");
+        refused(NaturalExpDecay::new(bad, 0.5, 4), "NaturalExpDecay: lr");
+        refused(NaturalExpDecay::new(0.1, bad, 4), "NaturalExpDecay: decay_rate");
+        refused(InverseDecay::new(bad, 0.5, 4), "InverseDecay: lr");
+        refused(InverseDecay::new(0.1, bad, 4), "InverseDecay: decay_rate");
+    }
+    refused(ExponentialDecay::new(0.1, 0.5, 0), "ExponentialDecay: decay_steps");
+    refused(NaturalExpDecay::new(0.1, 0.5, 0), "NaturalExpDecay: decay_steps");
+    refused(InverseDecay::new(0.1, 0.5, 0), "InverseDecay: decay_steps");
     refused(CosineDecay::new(0.1, 0.1, 4), "CosineDecay: max_lr");
     refused(CosineDecay::new(0.2, 0.1, 4), "CosineDecay: max_lr");
     refused(WarmUp::new(0.1, 0), "WarmUp: warmup_steps");

@@ -4,7 +4,7 @@
 mod allocations;
 // Every refusal: a typed error that names what is wrong, and nothing changed.
 mod errors;
-// Trajectories that MindSpore itself produced.
+// Trajectories that MindSpore, PyTorch and optax themselves produced.
 mod golden;
 // The caller's device and buffers, windows, dispatches, errors of the device.
 #[cfg(feature = "gpu")]
@@ -21,6 +21,8 @@ mod properties;
 // Row-sparse gradients and rules of the user's own, on both backends.
 #[cfg(all(feature = "cpu", feature = "gpu"))]
 mod sparse;
+// Row-sparse gradients against a naive f64 loop, and their laws.
+mod rows;
 // Step scalars against values computed in another way.
 mod scalars;
 // Schedules against MindSpore's values.

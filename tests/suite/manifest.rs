@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use optimizers::schedule::{CosineDecay, PolynomialDecay, WarmUp};
+use optimizers::schedule::{CosineDecay, ExponentialDecay, InverseDecay, NaturalExpDecay, PolynomialDecay, WarmUp};
 use optimizers::{Rate, Schedule};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -18,9 +18,10 @@ use serde_json::{Map, Value};
 pub(crate) struct Manifest {
     pub(crate) format: u32,
     note: String,
-    set: String,
+    pub(crate) set: String,
     seed: u64,
-    steps: usize,
+    /// The updates of the longest cases.
+    pub(crate) steps: usize,
     origins: BTreeMap<String, String>,
     layout: BTreeMap<String, String>,
     pub(crate) datasets: BTreeMap<String, Vec<Tensor>>,
@@ -78,6 +79,7 @@ pub(crate) enum Device {
 pub(crate) enum Status {
     Reference,
     MindsporeCpuBug,
+    OptaxBug,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -88,6 +90,20 @@ pub(crate) enum Semantics {
     R1,
     #[serde(rename = "2.x")]
     R2,
+    #[serde(rename = "torch")]
+    Torch,
+    #[serde(rename = "optax")]
+    Optax,
+}
+
+impl Semantics {
+    /// Whether it is one of MindSpore's. Others exempt no name from weight decay.
+    pub(crate) fn is_mindspores(self) -> bool {
+        match self {
+            Self::Both | Self::R1 | Self::R2 => true,
+            Self::Torch | Self::Optax => false,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,11 +117,10 @@ pub(crate) struct Group {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read strictly, used in part")]
 pub(crate) struct Inner {
     pub(crate) optimizer: String,
     pub(crate) lr: RateSpec,
-    kwargs: Map<String, Value>,
+    pub(crate) kwargs: Map<String, Value>,
 }
 
 /// A learning rate, by MindSpore's kinds.
@@ -187,7 +202,7 @@ impl Schedule for Boxed {
     }
 }
 
-/// The schedule of a MindSpore class, if it is built.
+/// The schedule of a MindSpore class; `None` if there is none of that name.
 pub(crate) fn schedule(class: &str, args: &Map<String, Value>) -> Option<Box<dyn Schedule>> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -211,7 +226,30 @@ pub(crate) fn schedule(class: &str, args: &Map<String, Value>) -> Option<Box<dyn
         power: f64,
         update_decay_steps: Option<bool>,
     }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct DecayLr {
+        learning_rate: f64,
+        decay_rate: f64,
+        decay_steps: u64,
+        is_stair: Option<bool>,
+    }
     match class {
+        "ExponentialDecayLR" => {
+            let a: DecayLr = arguments(class, args);
+            let schedule = ExponentialDecay::new(a.learning_rate, a.decay_rate, a.decay_steps).unwrap();
+            Some(Box::new(schedule.is_stair(a.is_stair.unwrap_or(false))))
+        }
+        "NaturalExpDecayLR" => {
+            let a: DecayLr = arguments(class, args);
+            let schedule = NaturalExpDecay::new(a.learning_rate, a.decay_rate, a.decay_steps).unwrap();
+            Some(Box::new(schedule.is_stair(a.is_stair.unwrap_or(false))))
+        }
+        "InverseDecayLR" => {
+            let a: DecayLr = arguments(class, args);
+            let schedule = InverseDecay::new(a.learning_rate, a.decay_rate, a.decay_steps).unwrap();
+            Some(Box::new(schedule.is_stair(a.is_stair.unwrap_or(false))))
+        }
         "WarmUpLR" => {
             let a: WarmUpLr = arguments(class, args);
             Some(Box::new(WarmUp::new(a.learning_rate, a.warmup_steps).unwrap()))
@@ -242,11 +280,19 @@ pub(crate) struct Golden {
     data: Vec<u8>,
 }
 
+/// The repository's folders: MindSpore's trajectories, and PyTorch's and optax's.
+const OWN: [&str; 2] = ["golden", "golden/torch"];
+
 impl Golden {
-    pub(crate) fn read() -> Self {
-        let foreign = env::var_os("OPTIM_GOLDEN_DIR").map(PathBuf::from);
-        let own = foreign.is_none();
-        let folder = foreign.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"));
+    /// The folder that `OPTIM_GOLDEN_DIR` names, or else all of the repository's.
+    pub(crate) fn sets() -> Vec<Self> {
+        match env::var_os("OPTIM_GOLDEN_DIR").map(PathBuf::from) {
+            Some(folder) => vec![Self::read(&folder, false)],
+            None => OWN.map(|folder| Self::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), true)).into(),
+        }
+    }
+
+    fn read(folder: &Path, own: bool) -> Self {
         let read = |name: &str| {
             let path = folder.join(name);
             fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -267,9 +313,18 @@ pub(crate) struct Tensors<'a>(SafeTensors<'a>);
 
 impl Tensors<'_> {
     pub(crate) fn get(&self, name: &str) -> Vec<f32> {
+        self.words(name, Dtype::F32, f32::from_le_bytes)
+    }
+
+    /// Row numbers, which are stored with a sign.
+    pub(crate) fn rows(&self, name: &str) -> Vec<u32> {
+        let rows = self.words(name, Dtype::I32, i32::from_le_bytes);
+        rows.into_iter().map(|row| u32::try_from(row).expect("no negative row")).collect()
+    }
+
+    fn words<T>(&self, name: &str, dtype: Dtype, word: fn([u8; 4]) -> T) -> Vec<T> {
         let tensor = self.0.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
-        let words = tensor.data().chunks_exact(4);
-        words.map(|word| f32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
+        assert_eq!(tensor.dtype(), dtype, "{name}");
+        tensor.data().chunks_exact(4).map(|bytes| word(bytes.try_into().expect("four bytes"))).collect()
     }
 }

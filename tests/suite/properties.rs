@@ -2,7 +2,7 @@
 
 use optim_tests::{Bound, Problem, Run, Setup, Target, compare, on_every_backend};
 use optimizers::core::rule::Passes;
-use optimizers::{Builder, ParamGroup, Parameter, Rule};
+use optimizers::{Builder, ParamGroup, Parameter, Rprop, Rule};
 use proptest::prelude::*;
 
 /// Few cases, since each trains several optimizers, and the same ones in every run.
@@ -39,9 +39,14 @@ fn assert_same(a: &Run, b: &Run) {
 }
 
 on_every_backend! {
-    /// A rate of 0 moves nothing, whatever state builds up.
+    /// A rate of 0 moves nothing, whatever state builds up. Of Rprop the rate is the first step size, which is held within
+    /// bounds.
     fn zero_rate(target) {
         proptest!(config(), |(rule in any_rule(), lens in lengths(), (_, decay) in settings(), seed: u64)| {
+            let rule = match rule {
+                Rule::Rprop(rprop) => Rprop { step_sizes: (0.0, rprop.step_sizes.1), ..rprop }.into(),
+                rule => rule,
+            };
             let problem = Problem::new(&lens, 3, seed);
             let setup = Setup { rule, groups: vec![(0.0, decay)], loss_scale: 8.0 };
             let mut optimizer = setup.builder(&problem.parameters).build(target).unwrap();
@@ -135,24 +140,31 @@ on_every_backend! {
         });
     }
 
-    /// Ungrouped, names with `beta` or `gamma` do not decay; with groups all do; a filter replaces both.
+    /// Ungrouped, names with `beta` or `gamma` do not decay, but for rules that decay all; with groups all do; a filter
+    /// replaces both.
     fn who_decays(target) {
         let parameters = ["w", "bn.gamma", "alphabeta", "BN.GAMMA", "bias"].map(|name| Parameter::new(name, [1]));
-        let decayed = |builder: Builder| {
-            let mut optimizer = builder.weight_decay(0.5).build(target).unwrap();
+        let after_a_step = |builder: Builder| {
+            let mut optimizer = builder.build(target).unwrap();
             let mut p = [[1.0_f32]; 5];
             let grads = [[0.0_f32]; 5];
             let mut params: Vec<_> = p.iter_mut().map(Into::into).collect();
             let grads: Vec<_> = grads.iter().map(Into::into).collect();
             assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied");
-            p.map(|[p]| p < 1.0)
+            p.map(|[p]| p)
+        };
+        // Some rules move a weight without a gradient too.
+        let decayed = |builder: Builder| {
+            let [with, without] = [0.5, 0.0].map(|decay| after_a_step(builder.clone().weight_decay(decay)));
+            [0, 1, 2, 3, 4].map(|i| with[i] != without[i])
         };
         for rule in Rule::all() {
             let builder = || Builder::new(rule.clone());
             let group = || [ParamGroup::new(&parameters).lr(0.1)];
+            let all = rule.spec().decays_all_names();
             // LARS leaves biases out, and what it leaves out does not decay.
             let bias = !rule.spec().has_trust();
-            assert_eq!(decayed(builder().params(&parameters)), [true, false, false, true, bias], "{rule:?}");
+            assert_eq!(decayed(builder().params(&parameters)), [true, all, all, true, bias], "{rule:?}");
             assert_eq!(decayed(builder().groups(group())), [true, true, true, true, bias], "{rule:?}");
             let only_gamma = |p: &Parameter| p.name().contains("gamma");
             let expected = [false, true, false, false, false];

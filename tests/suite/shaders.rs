@@ -1,15 +1,15 @@
 //! Every kernel, without a driver: naga validates it and writes it in every language that drivers take, and what Rust and
 //! WGSL both say is compared.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{Module, ShaderStage, TypeInner};
+use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use optim_shaders::{
-    GRID_WIDTH, LANES, LARS, MAX_SLOTS, NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, WORKGROUP, Width, compose,
-    compose_finish, compose_measure, compose_rows, rule,
+    FACTORED_WALKS, GRID_WIDTH, LANES, LARS, MAX_SLOTS, NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, WORKGROUP,
+    Width, compose, compose_factored, compose_finish, compose_measure, compose_rows, rule,
 };
 use optimizers::Rule;
 use optimizers::core::backend::{Shaping, Trust};
@@ -72,20 +72,28 @@ fn written(what: &str, source: &str, lanes: u32) {
     let (module, info) = validated(what, source);
     assert_eq!(module.entry_points.len(), 1, "{what}");
     assert_eq!(module.entry_points[0].workgroup_size, [lanes, 1, 1], "{what}");
+    written_as(what, &module, &info, &["main"]);
+}
+
+/// Writes a module with these entry points in every language that drivers take.
+fn written_as(what: &str, module: &Module, info: &ModuleInfo, entry_points: &[&str]) {
     // What WebGPU promises of any device.
-    let buffers = module.global_variables.iter().filter(|(_, variable)| variable.binding.is_some()).count();
+    let is_storage = |space: AddressSpace| matches!(space, AddressSpace::Storage { .. });
+    let buffers = module.global_variables.iter().filter(|(_, variable)| is_storage(variable.space)).count();
     assert!(buffers <= 8, "{what} binds {buffers} buffers");
 
-    let entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into() };
-    spv::write_vec(&module, &info, &spv::Options::default(), Some(&entry))
-        .unwrap_or_else(|error| panic!("{what}, SPIR-V: {error}"));
+    for entry_point in entry_points {
+        let entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: (*entry_point).into() };
+        spv::write_vec(module, info, &spv::Options::default(), Some(&entry))
+            .unwrap_or_else(|error| panic!("{what}, {entry_point}, SPIR-V: {error}"));
+    }
 
-    msl::write_string(&module, &info, &msl::Options::default(), &msl::PipelineOptions::default())
+    msl::write_string(module, info, &msl::Options::default(), &msl::PipelineOptions::default())
         .unwrap_or_else(|error| panic!("{what}, MSL: {error}"));
 
     let (options, pipeline, mut text) = (hlsl::Options::default(), hlsl::PipelineOptions::default(), String::new());
     hlsl::Writer::new(&mut text, &options, &pipeline)
-        .write(&module, &info, None)
+        .write(module, info, None)
         .unwrap_or_else(|error| panic!("{what}, HLSL: {error}"));
 }
 
@@ -96,6 +104,12 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
         let spec = rule_under_test.spec();
         let source = rule(spec.source()).unwrap_or_else(|| panic!("no WGSL for {}", spec.name()));
         let slots = spec.slots().len();
+        if spec.passes() == Passes::Factored {
+            let what = format!("{} {}", spec.name(), spec.entry());
+            let (module, info) = validated(&what, &compose_factored(source));
+            written_as(&what, &module, &info, &FACTORED_WALKS);
+            continue;
+        }
         let norms = match spec.passes() {
             _ if spec.has_trust() => Some(Norms::Trust { scalars: spec.scalar_names().len() }),
             Passes::Norms => Some(Norms::Rule { source, slots }),
@@ -197,32 +211,91 @@ fn constants_are_the_same_on_both_sides() {
     assert_eq!(number(REDUCE, "ROW"), 4 * LANES, "a lane has four columns");
 }
 
-/// The bodies of a rule's functions, in one notation.
-fn statements(source: &str) -> Vec<String> {
-    let body = source.lines().map(str::trim).skip_while(|line| !line.starts_with("fn "));
-    let macros = ["fn ", "#", "elementwise", "norms"];
-    let statements = body.filter(|line| !macros.iter().any(|start| line.starts_with(start)));
-    let common = statements.map(|line| {
-        let line = line.replace("let mut ", "var ").replace("(*v).sqrt()", "sqrt(*v)").replace("v.sqrt()", "sqrt(*v)");
-        let line = line.replace("v_hat.sqrt()", "sqrt(v_hat)").replace("(v_hat + s.eps).sqrt()", "sqrt(v_hat + s.eps)");
-        let line = line.replace("(*s).", "s.").replace("&mut ", "&").replace("return vec3(", "[");
-        let line = ["sums[0]", "sums[1]"]
-            .iter()
-            .fold(line, |line, sum| line.replace(&format!("{sum}.sqrt()"), &format!("sqrt({sum})")));
-        let line = line.replace("(p_norm / n_norm).min(10.0)", "min(p_norm / n_norm, 10.0)");
-        let line = if line.starts_with('[') { line.trim_end_matches([']', ')', ';']).to_owned() } else { line };
-        let line = line.strip_prefix("if (").map_or(line.clone(), |rest| format!("if {}", rest.replace(") {", " {")));
-        line.replace("s.nesterov != 0u", "s.nesterov != 0")
-    });
-    common.filter(|line| !line.is_empty()).collect()
+/// The functions of a rule's file by name: their lines in one notation, comments included.
+fn functions(source: &str) -> BTreeMap<String, Vec<String>> {
+    let mut functions = BTreeMap::new();
+    let mut lines = source.lines();
+    while let Some(line) = lines.next() {
+        let Some(signature) = line.strip_prefix("pub(crate) ").unwrap_or(line).strip_prefix("fn ") else { continue };
+        let name = signature.split('(').next().expect("a name").to_owned();
+        // A long signature goes on over lines of its own.
+        if !line.ends_with('{') {
+            assert!(lines.by_ref().any(|line| line.ends_with('{')), "{name} has a body");
+        }
+        let body = lines.by_ref().take_while(|line| *line != "}").map(|line| in_one_notation(line.trim())).collect();
+        functions.insert(name, body);
+    }
+    functions
 }
 
-/// The kernels of the CPU and of the GPU, line for line: comments, order, names.
+/// A statement of Rust or WGSL: without what only one of the two writes.
+fn in_one_notation(line: &str) -> String {
+    if line.starts_with("//") {
+        return line.to_owned();
+    }
+    let mut line = line.replace("let mut ", "var ").replace("0u", "0").replace("&mut ", "&").replace("(*s).", "s.");
+    // The result of a function, and the condition of a branch.
+    let result = line.strip_prefix("return ").and_then(|value| value.strip_suffix(';')).map(str::to_owned);
+    line = result.unwrap_or(line);
+    let array = line.strip_prefix("vec3(").and_then(|terms| terms.strip_suffix(')')).map(|terms| format!("[{terms}]"));
+    line = array.unwrap_or(line);
+    let condition = line.strip_prefix("if (").and_then(|rest| rest.strip_suffix(") {")).map(|c| format!("if {c} {{"));
+    line = condition.unwrap_or(line);
+    // Methods to functions: from the end, as the outermost comes last.
+    for method in ["sqrt", "abs"] {
+        let call = format!(".{method}()");
+        while let Some(end) = line.find(&call) {
+            let start = receiver(&line[..end]);
+            let inner = line[start..end].trim_start_matches('(').trim_end_matches(')');
+            line = format!("{}{method}({inner}){}", &line[..start], &line[end + call.len()..]);
+        }
+    }
+    // Through a pointer: `*m`, unlike the product `a * b`.
+    let chars: Vec<char> = line.chars().collect();
+    let follows = |i: usize| chars.get(i + 1).is_some_and(|next| next.is_alphabetic());
+    chars.iter().enumerate().filter(|&(i, &c)| !(c == '*' && follows(i))).map(|(_, c)| c).collect()
+}
+
+/// Where the receiver of a method call begins: a name, or the parenthesis that matches the last one.
+fn receiver(before: &str) -> usize {
+    if before.ends_with(')') {
+        let mut depth = 0;
+        for (i, c) in before.char_indices().rev() {
+            depth += i32::from(c == ')') - i32::from(c == '(');
+            if depth == 0 {
+                return i;
+            }
+        }
+    }
+    before.rfind(|c: char| !(c.is_alphanumeric() || "_[]".contains(c))).map_or(0, |i| i + 1)
+}
+
+/// The kernels of the CPU and of the GPU, line for line: comments, order, names. The power function is compared bit for bit by
+/// the parity tests; its casts have no common notation.
 #[test]
 fn kernels_read_like_their_rust_twins() {
     for (name, source) in RULES {
         let path = format!("{}/../crates/optim-cpu/src/rules/{name}.rs", env!("CARGO_MANIFEST_DIR"));
         let twin = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        assert_eq!(statements(source), statements(&twin), "{name}");
+        let mut kernels = functions(source);
+        kernels.remove("power");
+        assert!(kernels.keys().any(|name| name.starts_with("update")), "{name} has a kernel");
+        // What only Rust has are the loops around these functions.
+        let mut twin = functions(&twin);
+        twin.retain(|name, _| kernels.contains_key(name));
+        assert_eq!(kernels, twin, "{name}");
+    }
+}
+
+/// The control: other arithmetic is other text.
+#[test]
+fn another_statement_is_noticed() {
+    let source = rule("rms_prop").expect("there is rms_prop");
+    for (from, to) in
+        [("s.decay * *ms", "s.decay + *ms"), ("sqrt(*ms", "abs(*ms"), ("- s.lr_outside", "+ s.lr_outside")]
+    {
+        let other = source.replacen(from, to, 1);
+        assert_ne!(source, other, "{from} was found");
+        assert_ne!(functions(source), functions(&other), "{from} for {to}");
     }
 }

@@ -218,7 +218,7 @@ macro_rules! own_rule {
                 Ok(())
             }
             fn slots(&self) -> Vec<Slot> {
-                vec![Slot { name: "state", init: 0.25 }]
+                vec![Slot::new("state", 0.25)]
             }
             #[allow(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
             fn scalars(&self, at: &At) -> StepScalars {

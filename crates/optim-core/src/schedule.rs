@@ -161,6 +161,147 @@ impl Schedule for PolynomialDecay {
     }
 }
 
+/// Exponential decay (MindSpore `ExponentialDecayLR`): `lr · rate^(i / D)`.
+///
+/// With [`is_stair`](Self::is_stair) the rate falls once every `D` updates: `lr · rate^⌊i / D⌋`.
+///
+/// ```
+/// use optim_core::{Schedule, schedule::ExponentialDecay};
+/// # fn main() -> optim_core::Result<()> {
+/// let smooth = ExponentialDecay::new(0.1, 0.25, 4)?;
+/// assert_eq!((smooth.at(2), smooth.at(4)), (0.05, 0.025));
+/// assert_eq!(smooth.is_stair(true).at(3), 0.1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExponentialDecay {
+    lr: f64,
+    decay_rate: f64,
+    decay_steps: u64,
+    is_stair: bool,
+}
+
+impl ExponentialDecay {
+    /// `lr` > 0 and `decay_rate` > 0, both finite; `decay_steps` ≥ 1. A `decay_rate` above 1 grows, beyond any number in the
+    /// end: an error of the step that gets there.
+    pub fn new(lr: f64, decay_rate: f64, decay_steps: u64) -> Result<Self> {
+        check_decay("ExponentialDecay", lr, decay_rate, decay_steps)?;
+        Ok(Self { lr, decay_rate, decay_steps, is_stair: false })
+    }
+
+    /// Holds the rate for `decay_steps` updates, then lets it fall at once. Default: `false`.
+    #[must_use]
+    pub fn is_stair(mut self, on: bool) -> Self {
+        self.is_stair = on;
+        self
+    }
+}
+
+impl Schedule for ExponentialDecay {
+    fn at(&self, update: u64) -> f64 {
+        self.lr * self.decay_rate.powf(decays(update, self.decay_steps, self.is_stair))
+    }
+}
+
+/// Natural exponential decay (MindSpore `NaturalExpDecayLR`): `lr · exp(−rate · i)`. Trap: `D` has no part in it; the page
+/// of MindSpore that says `i / D` is not what MindSpore computes.
+///
+/// With [`is_stair`](Self::is_stair) the rate falls once every `D` updates: `lr · exp(−rate · D · ⌊i / D⌋)`.
+///
+/// ```
+/// use optim_core::{Schedule, schedule::NaturalExpDecay};
+/// # fn main() -> optim_core::Result<()> {
+/// let smooth = NaturalExpDecay::new(0.1, 0.3, 4)?;
+/// assert!((smooth.at(1) - 0.0740818).abs() < 1e-7);
+/// let stair = smooth.is_stair(true);
+/// assert_eq!((stair.at(3), stair.at(4)), (0.1, smooth.at(4)));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NaturalExpDecay {
+    lr: f64,
+    decay_rate: f64,
+    decay_steps: u64,
+    is_stair: bool,
+}
+
+impl NaturalExpDecay {
+    /// `lr` > 0 and `decay_rate` > 0, both finite; `decay_steps` ≥ 1, which only a stair uses.
+    pub fn new(lr: f64, decay_rate: f64, decay_steps: u64) -> Result<Self> {
+        check_decay("NaturalExpDecay", lr, decay_rate, decay_steps)?;
+        Ok(Self { lr, decay_rate, decay_steps, is_stair: false })
+    }
+
+    /// Holds the rate for `decay_steps` updates, then lets it fall at once. Default: `false`.
+    #[must_use]
+    pub fn is_stair(mut self, on: bool) -> Self {
+        self.is_stair = on;
+        self
+    }
+}
+
+impl Schedule for NaturalExpDecay {
+    fn at(&self, update: u64) -> f64 {
+        let i = if self.is_stair { update / self.decay_steps * self.decay_steps } else { update };
+        self.lr * (-self.decay_rate * i as f64).exp()
+    }
+}
+
+/// Inverse decay (MindSpore `InverseDecayLR`): `lr / (1 + rate · i / D)`.
+///
+/// With [`is_stair`](Self::is_stair) the rate falls once every `D` updates: `lr / (1 + rate · ⌊i / D⌋)`.
+///
+/// ```
+/// use optim_core::{Schedule, schedule::InverseDecay};
+/// # fn main() -> optim_core::Result<()> {
+/// let smooth = InverseDecay::new(0.1, 2.0, 4)?;
+/// assert_eq!((smooth.at(0), smooth.at(2)), (0.1, 0.05));
+/// assert_eq!(smooth.is_stair(true).at(3), 0.1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct InverseDecay {
+    lr: f64,
+    decay_rate: f64,
+    decay_steps: u64,
+    is_stair: bool,
+}
+
+impl InverseDecay {
+    /// `lr` > 0 and `decay_rate` > 0, both finite; `decay_steps` ≥ 1.
+    pub fn new(lr: f64, decay_rate: f64, decay_steps: u64) -> Result<Self> {
+        check_decay("InverseDecay", lr, decay_rate, decay_steps)?;
+        Ok(Self { lr, decay_rate, decay_steps, is_stair: false })
+    }
+
+    /// Holds the rate for `decay_steps` updates, then lets it fall at once. Default: `false`.
+    #[must_use]
+    pub fn is_stair(mut self, on: bool) -> Self {
+        self.is_stair = on;
+        self
+    }
+}
+
+impl Schedule for InverseDecay {
+    fn at(&self, update: u64) -> f64 {
+        self.lr / (1.0 + self.decay_rate * decays(update, self.decay_steps, self.is_stair))
+    }
+}
+
+/// `i / D`, or how often it has been whole.
+fn decays(update: u64, decay_steps: u64, is_stair: bool) -> f64 {
+    if is_stair { (update / decay_steps) as f64 } else { update as f64 / decay_steps as f64 }
+}
+
+fn check_decay(schedule: &str, lr: f64, decay_rate: f64, decay_steps: u64) -> Result<()> {
+    check(&format!("{schedule}: lr"), "finite and > 0", lr, |x| x.is_finite() && x > 0.0)?;
+    check(&format!("{schedule}: decay_rate"), "finite and > 0", decay_rate, |x| x.is_finite() && x > 0.0)?;
+    at_least_one(decay_steps, &format!("{schedule}: decay_steps"))
+}
+
 fn at_least_one(value: u64, name: &str) -> Result<()> {
     if value == 0 {
         return Err(Error::HyperParameter { name: name.to_owned(), expected: "≥ 1", got: "0".into() });

@@ -28,7 +28,8 @@ pub(crate) fn power(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> f32 {
     let product = y_fixed as i32 * e;
     let whole = (product + 2048) >> 12;
     let part = (product - whole * 4096) as f32;
-    let mut t = part / 4096.0 + (y_rest * e as f32 + y * log2_m);
+    // from left to right: Mesa's compiler takes a sum in parentheses apart
+    let mut t = part / 4096.0 + y_rest * e as f32 + y * log2_m;
     if t > 1000.0 {
         t = 1000.0;
     }

@@ -1,13 +1,28 @@
 //! The judge: every rule as its textbook writes it, in naive `f64` loops, one file a rule.
 //!
 //! It shares no code with the library. It takes from a rule's config the hyper-parameters, and from the library's contract
-//! that they are rounded to `f32` first, as MindSpore stores them.
+//! that MindSpore's are rounded to `f32` first, as it stores them; PyTorch's betas are not.
 #![allow(clippy::needless_range_loop, reason = "the loops count elements, as the textbook's subscripts do")]
 
+mod ada_factor;
+mod ada_max;
+mod adadelta;
+mod adagrad;
 mod adam;
+mod adam_weight_decay;
+mod adamw;
+mod adan;
+mod asgd;
+mod ftrl;
 mod lamb;
 mod lars;
+mod lion;
 mod momentum;
+mod nadam;
+mod proximal_adagrad;
+mod radam;
+mod rms_prop;
+mod rprop;
 mod sgd;
 
 use optimizers::Rule;
@@ -24,6 +39,12 @@ pub trait Judge {
     /// The state by the names of the library's slots, in any order.
     fn slots(&self) -> Vec<(&'static str, &[f64])>;
 
+    /// For slots that a subtraction makes: how large what was subtracted in the last update is, if the slot itself need not
+    /// show it. Part of the slot's scale.
+    fn subtracted(&self) -> Vec<(&'static str, &[f64])> {
+        Vec::new()
+    }
+
     /// Whether weight decay is the rule's own affair ([`Now::weight_decay`]) and not added to the gradient.
     fn decoupled(&self) -> bool {
         false
@@ -37,7 +58,7 @@ pub struct Now {
     pub t: u64,
     /// The rate.
     pub lr: f64,
-    /// The decay of a rule that decouples it.
+    /// The decay, if the rule decouples it; else 0.
     pub weight_decay: f64,
 }
 
@@ -49,6 +70,23 @@ pub fn judge(rule: &Rule, shape: &[usize]) -> Box<dyn Judge> {
         Rule::Sgd(config) => Box::new(sgd::Sgd::new(config, len)),
         Rule::Momentum(config) => Box::new(momentum::Momentum::new(config, len)),
         Rule::Adam(config) => Box::new(adam::Adam::new(config, len)),
+        Rule::AdamWeightDecay(config) => Box::new(adam_weight_decay::AdamWeightDecay::new(config, len)),
+        Rule::AdamW(config) => Box::new(adamw::AdamW::new(config, len)),
+        Rule::LazyAdam(config) => Box::new(adam::Adam::lazy(config, len)),
+        Rule::AdamOffload(config) => Box::new(adam::Adam::offload(config, len)),
+        Rule::AdaMax(config) => Box::new(ada_max::AdaMax::new(config, len)),
+        Rule::NAdam(config) => Box::new(nadam::NAdam::new(config, len)),
+        Rule::RAdam(config) => Box::new(radam::RAdam::new(config, len)),
+        Rule::Lion(config) => Box::new(lion::Lion::new(config, len)),
+        Rule::Adan(config) => Box::new(adan::Adan::new(config, len)),
+        Rule::Adagrad(config) => Box::new(adagrad::Adagrad::new(config, len)),
+        Rule::ProximalAdagrad(config) => Box::new(proximal_adagrad::ProximalAdagrad::new(config, len)),
+        Rule::Ftrl(config) => Box::new(ftrl::Ftrl::new(config, len)),
+        Rule::RmsProp(config) => Box::new(rms_prop::RmsProp::new(config, len)),
+        Rule::Adadelta(config) => Box::new(adadelta::Adadelta::new(config, len)),
+        Rule::Asgd(config) => Box::new(asgd::Asgd::new(config, len)),
+        Rule::Rprop(config) => Box::new(rprop::Rprop::new(config, len)),
+        Rule::AdaFactor(config) => Box::new(ada_factor::AdaFactor::new(config, shape)),
         Rule::Lamb(config) => Box::new(lamb::Lamb::new(config, len)),
         Rule::Lars(config) => Box::new(lars::Lars::new(config, judge(&config.inner, shape))),
         Rule::Custom(own) => unreachable!("nobody judges {own:?}, a rule of the user's own"),
@@ -59,8 +97,9 @@ pub fn judge(rule: &Rule, shape: &[usize]) -> Box<dyn Judge> {
 /// has been: the scale to which rounding errors are proportional. That is
 ///
 /// - for a parameter `max |p| + t · max |Δp|`, for a slot `max |s|`, of this element over all steps;
+/// - for a slot that a subtraction makes, plus [`max |what was subtracted|`](Judge::subtracted);
 /// - plus what one more rounding of every decayed gradient and of every update does to it. Where decay and gradient nearly
-///   cancel, that is much.
+///   cancel, that is much; and where a sign hangs on a rounding (Lion, Rprop), it is all.
 ///
 /// A purely relative error would not do: parameters and means of gradients cross zero.
 #[must_use]
@@ -73,6 +112,7 @@ pub fn train(setup: &Setup, problem: &Problem) -> (Run, Run) {
 
         let mut largest = exact.numbers();
         largest.iter_mut().flatten().for_each(|x| *x = x.abs());
+        let mut subtracted = vec![vec![0.0_f64; exact.p.len()]; largest.len() - 1];
         let mut longest_move = vec![0.0_f64; exact.p.len()];
         let mut updates = 0.0;
         for (step, gradients) in (1..).zip(&problem.gradients) {
@@ -94,6 +134,17 @@ pub fn train(setup: &Setup, problem: &Problem) -> (Run, Run) {
                     largest[i] = largest[i].max(now[i].abs());
                 }
             }
+            for (slot, now) in exact.judge.subtracted() {
+                let slot = exact.judge.slots().iter().position(|(name, _)| *name == slot).expect("a slot's name");
+                for i in 0..now.len() {
+                    subtracted[slot][i] = subtracted[slot][i].max(now[i]);
+                }
+            }
+        }
+        for (largest, subtracted) in largest[1..].iter_mut().zip(&subtracted) {
+            for i in 0..largest.len() {
+                largest[i] += subtracted[i];
+            }
         }
         for i in 0..longest_move.len() {
             largest[0][i] += updates * longest_move[i];
@@ -105,7 +156,7 @@ pub fn train(setup: &Setup, problem: &Problem) -> (Run, Run) {
         for (k, ((name, value), largest)) in names.zip(exact.numbers()).zip(largest).enumerate() {
             let scale = (0..value.len()).map(|i| {
                 let shaken = shaken.iter().map(|other| (other[k][i] - value[i]).abs()).fold(0.0, f64::max);
-                largest[i] + shaken / UNIT
+                largest[i] + shaken / SHAKE
             });
             scales.push(Array::new(&name, scale.collect()));
             values.push(Array::new(&name, value));
@@ -114,8 +165,11 @@ pub fn train(setup: &Setup, problem: &Problem) -> (Run, Run) {
     (Run::new("judge", values), Run::new("judge's scale", scales))
 }
 
+/// How much is shaken: so many roundings may lie before a kernel takes a sign. What is smooth does not depend on it.
+const SHAKE: f64 = 4.0 * UNIT;
+
 /// Ways in which roundings may conspire: upwards, downwards, away from zero.
-const SHAKES: [fn(f64) -> f64; 3] = [|_| UNIT, |_| -UNIT, |g| UNIT.copysign(g)];
+const SHAKES: [fn(f64) -> f64; 3] = [|_| SHAKE, |_| -SHAKE, |g| SHAKE.copysign(g)];
 
 /// One tensor in training.
 struct Trainee {
@@ -130,7 +184,7 @@ impl Trainee {
 
     /// One update, with a relative error of `shake` in both terms of the decayed gradient and in the step of the parameter.
     fn step(&mut self, gradient: &[f32], loss_scale: f64, now: &Now, shake: fn(f64) -> f64) {
-        let l2 = if self.judge.decoupled() { 0.0 } else { now.weight_decay };
+        let (l2, decoupled) = if self.judge.decoupled() { (0.0, now.weight_decay) } else { (now.weight_decay, 0.0) };
         let mut g = vec![0.0; gradient.len()];
         for i in 0..g.len() {
             let (unscaled, decay) = (f64::from(gradient[i]) / loss_scale, l2 * self.p[i]);
@@ -138,7 +192,7 @@ impl Trainee {
             g[i] += shake(g[i]) * (unscaled.abs() + decay.abs());
         }
         let before = self.p.clone();
-        self.judge.step(&mut self.p, &g, now);
+        self.judge.step(&mut self.p, &g, &Now { weight_decay: decoupled, ..*now });
         for i in 0..g.len() {
             let step = self.p[i] - before[i];
             self.p[i] += shake(step) * step.abs();

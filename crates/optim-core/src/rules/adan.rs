@@ -23,7 +23,7 @@ use crate::{Rate, Result};
 /// q ← g                                          (6)
 /// p ← p − γ λ · p                                (7)    only with no_prox
 /// p ← p − (α · m + κ · v) / (√n + ε′)            (8)
-/// p ← p / (1 + γ λ)                              (9)    not with no_prox
+/// p ← p − γ λ / (1 + γ λ) · p                    (9)    not with no_prox: p / (1 + γ λ)
 ///
 /// ε′ = ε · √(1 − β₃ᵗ),   α = γ · √(1 − β₃ᵗ) / (1 − β₁ᵗ),   κ = γ · √(1 − β₃ᵗ) · β₂ / (1 − β₂ᵗ)
 /// ```
@@ -33,6 +33,8 @@ use crate::{Rate, Result};
 ///   gradient. This follows its authors' code (and pytorch_optimizer's `Adan`) in formulas, names and defaults.
 /// - **optax** `adan` decays as with `no_prox`. In (4) and (8) it weighs the differences by `1 − β₂` instead of `β₂`
 ///   (0.08 instead of 0.92; a defect as of 0.2.8), and adds a second `ε` inside the root.
+/// - Both of those multiply or divide by a number near 1 rounded to `f32`, which is off by up to 3e-8 of `p` an update; this
+///   subtracts.
 /// - **PyTorch** and **MindSpore** have no Adan.
 /// - A parameter whose gradient was missing for some updates takes the difference from its last one.
 ///
@@ -106,8 +108,8 @@ step_scalars! {
     eps: f32,
     /// `γ λ` with no_prox, else 0
     decay: f32,
-    /// `1 + γ λ` without no_prox, else 1
-    shrink: f32,
+    /// `γ λ / (1 + γ λ)` without no_prox, else 0
+    decay_after: f32,
     /// 1 at a parameter's first update, else 0
     first: u32,
     /// fills 48 bytes
@@ -152,7 +154,7 @@ impl UpdateRule for Adan {
             kappa: single(rate * beta2 / (1.0 - power(beta2, at.t))),
             eps: single(eps * (1.0 - power(beta3, at.t)).sqrt()),
             decay: if self.no_prox { single(decay) } else { 0.0 },
-            shrink: if self.no_prox { 1.0 } else { single(1.0 + decay) },
+            decay_after: if self.no_prox { 0.0 } else { single(decay / (1.0 + decay)) },
             first: u32::from(at.first),
             pad0: 0,
             pad1: 0,

@@ -14,12 +14,13 @@ use crate::{Rate, Result};
 /// `ax` (the average):
 ///
 /// ```text
-/// p ← (1 − λ · ηₜ) · p − ηₜ · g                  (1)    ηₜ = γₜ₋₁ / (1 + λ · γₜ₋₁ · (t − 1))^α,  η₁ = γ₁
+/// p ← p − (λ · ηₜ · p + ηₜ · g)                  (1)    ηₜ = γₜ₋₁ / (1 + λ · γₜ₋₁ · (t − 1))^α,  η₁ = γ₁
 /// ax ← ax + μₜ · (p − ax)                        (2)    μₜ = 1 / max(1, t − 1 − t₀);  where μₜ = 1: ax ← p
 /// ```
 ///
 /// # Differences
-/// - **PyTorch** `torch.optim.ASGD`: the same formulas; its default rate is 0.01, as in [`Asgd::torch`]. PyTorch counts
+/// - **PyTorch** `torch.optim.ASGD`: the same formulas; its default rate is 0.01, as in [`Asgd::torch`]. It and MindSpore
+///   multiply by `1 − λ ηₜ` rounded to `f32`, which is off by up to 3e-8 of `p` an update; this subtracts. PyTorch counts
 ///   `t` for each parameter, here it is the optimizer's; a parameter that gets its first gradient late begins its
 ///   average there.
 /// - **MindSpore** has it from 2.x on, with `η` and `μ` as state; here they follow from `t` and the rates.
@@ -73,8 +74,8 @@ impl Asgd {
 config!(Asgd);
 
 step_scalars! {
-    /// `1 − λ ηₜ`
-    shrink: f32,
+    /// `λ ηₜ`
+    decay: f32,
     /// `ηₜ`
     eta: f32,
     /// `μₜ`
@@ -116,7 +117,7 @@ impl UpdateRule for Asgd {
         };
         let mu = if at.first { 1.0 } else { 1.0 / (before - self.t0).max(1.0) };
         StepScalars::new(&Step {
-            shrink: single(1.0 - self.lambd * eta),
+            decay: single(self.lambd * eta),
             eta: single(eta),
             mu: single(mu),
             copies: u32::from(mu >= 1.0),

@@ -25,8 +25,8 @@ fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, n: &mut f32, 
     *p = *p - s.decay * *p;
     // (8) p ← p − (α · m + κ · v) / (√n + ε′)
     *p = *p - (s.alpha * *m + s.kappa * *v) / (n.sqrt() + s.eps);
-    // (9) p ← p / (1 + γ λ)
-    *p = *p / s.shrink;
+    // (9) p ← p − γ λ / (1 + γ λ) · p
+    *p = *p - s.decay_after * *p;
 }
 
 elementwise!(kernel = update, Step, [m, v, n, q]);

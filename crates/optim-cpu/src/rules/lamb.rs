@@ -32,7 +32,10 @@ fn finish(s: &mut Step, sums: Sums) {
     let n_norm = sums[1].sqrt();
     s.ratio = 1.0;
     if p_norm > 0.0 && n_norm > 0.0 {
-        s.ratio = (p_norm / n_norm).min(10.0);
+        s.ratio = p_norm / n_norm;
+    }
+    if s.ratio > 10.0 {
+        s.ratio = 10.0;
     }
 }
 
