@@ -19,7 +19,9 @@ pub mod tolerance;
 #[cfg(feature = "gpu")]
 use std::sync::OnceLock;
 
-use optimizers::{Backend, IntoBackend, Result, Rule, core};
+#[cfg(feature = "cpu")]
+use optimizers::Backend;
+use optimizers::{IntoBackend, Result, Rule, core};
 
 pub use problem::{AWKWARD, Problem, Random, Setup};
 pub use run::{Bound, Run, compare};

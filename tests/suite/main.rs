@@ -18,7 +18,8 @@ mod manifest;
 mod parity;
 // Laws that hold for any rule and any data.
 mod properties;
-// Row-sparse gradients against a naive f64 loop, and their laws.
+// Row-sparse gradients against a naive f64 loop, and their laws. On the CPU; the GPU takes none yet.
+#[cfg(feature = "cpu")]
 mod rows;
 // Step scalars against values computed in another way.
 mod scalars;

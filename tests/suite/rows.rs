@@ -19,7 +19,6 @@ macro_rules! on_every_backend_with_rows {
 
             fn check($target: Target) $body
 
-            #[cfg(feature = "cpu")]
             #[test]
             fn cpu() {
                 check(Target::Cpu);
@@ -411,7 +410,6 @@ fn unsupported(result: Result<()>) -> String {
 }
 
 /// Control: the naive loop notices a row that is left out, and the laws notice another rate.
-#[cfg(feature = "cpu")]
 #[test]
 fn differences_are_noticed() {
     let table = Table::new(&Momentum::new(0.1, 0.9).into(), &[13, 3], 18);
@@ -428,7 +426,6 @@ fn differences_are_noticed() {
 }
 
 /// The same bits for any number of threads, with tasks that begin and end inside rows and between them.
-#[cfg(feature = "cpu")]
 #[test]
 fn same_for_any_number_of_threads() {
     let threads = |n| optimizers::CpuBackend::with_threads(n).unwrap();
