@@ -39,13 +39,13 @@ forbid 'the CPU never fuses a multiplication and an addition' 'mul_add' 'crates/
 forbid 'wgpu types are public in optim-gpu only' '\bwgpu::' 'crates/optim-core/src/*.rs' 'crates/optim-cpu/src/*.rs' 'crates/optimizers/src/*.rs'
 forbid 'matches on the rules have no catch-all arm' '^ *_ =>' 'crates/optim-core/src/rule.rs' 'crates/optim-cpu/src/rules/mod.rs'
 
-# One rule, one name, four places.
+# One rule, one name, four places. A rule that shares another's kernel names it, and shares its judge too.
 for file in crates/optim-core/src/rules/*.rs; do
     rule=$(basename "$file" .rs)
     [ "$rule" = mod ] && continue
-    # A rule that names another file as its kernel's source has a config only.
-    grep -q '^        "[a-z_]*"$' <(grep -A1 'fn source(&self)' "$file") && continue
-    for twin in "crates/optim-cpu/src/rules/$rule.rs" "shaders/rules/$rule.wgsl" "tests/src/reference/$rule.rs"; do
+    shared=$(sed -n '/fn source(/,/}/s/^ *"\(.*\)"$/\1/p' "$file")
+    kernel=${shared:-$rule}
+    for twin in "crates/optim-cpu/src/rules/$kernel.rs" "shaders/rules/$kernel.wgsl" "tests/src/reference/$kernel.rs"; do
         if [ ! -e "$twin" ]; then
             echo "broken: the rule $rule has no $twin" >&2
             failed=1

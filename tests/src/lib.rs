@@ -19,9 +19,11 @@ pub mod tolerance;
 #[cfg(feature = "gpu")]
 use std::sync::OnceLock;
 
-use optimizers::{Backend, IntoBackend, Result, core};
+#[cfg(feature = "cpu")]
+use optimizers::Backend;
+use optimizers::{IntoBackend, Result, core};
 
-pub use problem::{AWKWARD, Problem, Random, Setup};
+pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
 pub use run::{Bound, Run, compare};
 
 /// The examples of the project's front page, which run on the CPU.

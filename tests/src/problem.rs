@@ -9,6 +9,28 @@ pub const AWKWARD: &[usize] = &[
     70_001,
 ];
 
+/// Shapes at which walks over rows and columns begin or end: no axis, one, two, a stack; rows and columns about a block of 64
+/// rows, a tree of 256 lanes, a walk of 1,024 columns; single rows and columns; none.
+pub const SHAPES: &[&[usize]] = &[
+    &[],
+    &[7],
+    &[5, 7],
+    &[1, 1],
+    &[1, 300],
+    &[300, 1],
+    &[63, 255],
+    &[64, 256],
+    &[65, 257],
+    &[129, 3],
+    &[3, 1023],
+    &[2, 1025],
+    &[3, 16, 1, 2],
+    &[2, 3, 33, 65],
+    &[0, 4],
+    &[4, 0],
+    &[200, 100],
+];
+
 /// Random numbers that are the same everywhere (splitmix64).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
@@ -69,6 +91,17 @@ impl Problem {
             start: lens.iter().map(|&len| random.tensor(len)).collect(),
             gradients: (0..steps).map(|_| lens.iter().map(|&len| Some(random.tensor(len))).collect()).collect(),
         }
+    }
+
+    /// Parameters of these shapes, with gradients for all of them at every step.
+    #[must_use]
+    pub fn shaped(shapes: &[&[usize]], steps: usize, seed: u64) -> Self {
+        let lens: Vec<usize> = shapes.iter().map(|shape| shape.iter().product()).collect();
+        let mut problem = Self::new(&lens, steps, seed);
+        for (parameter, &shape) in problem.parameters.iter_mut().zip(shapes) {
+            *parameter = Parameter::new(parameter.name(), shape);
+        }
+        problem
     }
 
     /// The same with about a third of the gradients taken away.

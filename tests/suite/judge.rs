@@ -1,14 +1,16 @@
 //! Every rule against its naive `f64` twin, at every length where loops begin or end.
 
-use optim_tests::tolerance::{CONTROL_BOUND, JUDGE};
-use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, Target, compare, on_every_backend, reference};
+use optim_tests::tolerance::{CONTROL_BOUND, JUDGE, JUDGE_FACTORED};
+use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, Setup, Target, compare, on_every_backend, reference};
 use optimizers::Rule;
+use optimizers::rule::Passes;
 
 /// Trains a problem on the backend and by the judge; gives the worst error.
 fn error(setup: &Setup, problem: &Problem, target: Target) -> f64 {
     let run = Run::train(setup.builder(&problem.parameters), target, problem).unwrap();
     let (judged, scale) = reference::train(setup, problem);
-    match compare(&run, &judged, &Bound::Units(JUDGE, &scale)) {
+    let units = if setup.rule.spec().passes() == Passes::Factored { JUDGE_FACTORED } else { JUDGE };
+    match compare(&run, &judged, &Bound::Units(units, &scale)) {
         Ok(worst) => worst.units,
         Err(worst) => panic!("{:?}\n{worst}", setup.rule),
     }
@@ -41,6 +43,15 @@ on_every_backend! {
                 error(&Setup::new(&rule, 1e-2), &problem, target);
                 error(&Setup { rule, groups: vec![(1e-2, 0.1)], loss_scale: 1000.0 }, &problem, target);
             }
+        }
+    }
+
+    /// Parameters of all shapes.
+    fn of_all_shapes(target) {
+        let problem = Problem::shaped(SHAPES, 5, 6);
+        for rule in Rule::all() {
+            let worst = error(&Setup { rule: rule.clone(), groups: groups(true), loss_scale: 8.0 }, &problem, target);
+            println!("{} {rule:?}: {worst:.2} units", target.name());
         }
     }
 

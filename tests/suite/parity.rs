@@ -2,7 +2,7 @@
 
 use optim_tests::run::Worst;
 use optim_tests::tolerance::{CONTROL_BITS, CONTROL_BOUND, PARITY};
-use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, Target, compare, gpu, gpu_is_llvmpipe, reference};
+use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, Setup, Target, compare, gpu, gpu_is_llvmpipe, reference};
 use optimizers::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Grad, Lamb,
     Lars, LazyAdam, Lion, Momentum, NAdam, ParamMut, Parameter, ProximalAdagrad, RAdam, RmsProp, Rprop, Rule, Sgd,
@@ -47,6 +47,16 @@ fn alone() {
         for rule in Rule::all() {
             assert_equal(&Setup::new(&rule, 1e-2), &problem);
         }
+    }
+}
+
+/// Parameters of all shapes.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn of_all_shapes() {
+    let problem = Problem::shaped(SHAPES, 10, 5).with_gaps(6);
+    for rule in Rule::all() {
+        assert_equal(&Setup { rule, groups: vec![(1e-2, 0.1), (3e-3, 0.0)], loss_scale: 8.0 }, &problem);
     }
 }
 

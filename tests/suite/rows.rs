@@ -3,30 +3,12 @@
 use half::f16;
 use optim_tests::reference::{Judge, Now, judge};
 use optim_tests::tolerance::GOLDEN;
-use optim_tests::{Bound, Random, Run, Target, compare};
+use optim_tests::{Bound, Random, Run, Target, compare, on_every_backend};
 use optimizers::core::rule::Sparse;
 use optimizers::{
     Adam, Builder, DType, Error, Grad, IntoBackend, LazyAdam, Momentum, Optimizer, ParamGroup, Parameter, Result, Rule,
     Sgd,
 };
-
-/// One test body, one test for each backend that takes row-sparse gradients.
-macro_rules! on_every_backend_with_rows {
-    ($($(#[$meta:meta])* fn $name:ident($target:ident) $body:block)*) => {$(
-        $(#[$meta])*
-        mod $name {
-            use super::*;
-
-            fn check($target: Target) $body
-
-            #[cfg(feature = "cpu")]
-            #[test]
-            fn cpu() {
-                check(Target::Cpu);
-            }
-        }
-    )*};
-}
 
 /// The rules that take row-sparse gradients.
 fn sparse_rules() -> Vec<Rule> {
@@ -170,7 +152,7 @@ fn naive(table: &Table, gradients: &[Gradient]) -> Vec<(String, Vec<f64>)> {
     [("table".to_owned(), rows.iter().flat_map(|(_, p)| p.clone()).collect())].into_iter().chain(slots).collect()
 }
 
-on_every_backend_with_rows! {
+on_every_backend! {
     /// Every rule, several widths, rows listed more than once, with and without decay and loss scale.
     fn naive_loop(target) {
         for (seed, width) in (20..).zip([1, 3, 64, 130]) {
@@ -411,7 +393,6 @@ fn unsupported(result: Result<()>) -> String {
 }
 
 /// Control: the naive loop notices a row that is left out, and the laws notice another rate.
-#[cfg(feature = "cpu")]
 #[test]
 fn differences_are_noticed() {
     let table = Table::new(&Momentum::new(0.1, 0.9).into(), &[13, 3], 18);
@@ -428,7 +409,6 @@ fn differences_are_noticed() {
 }
 
 /// The same bits for any number of threads, with tasks that begin and end inside rows and between them.
-#[cfg(feature = "cpu")]
 #[test]
 fn same_for_any_number_of_threads() {
     let threads = |n| optimizers::CpuBackend::with_threads(n).unwrap();

@@ -447,7 +447,7 @@ impl Rule {
             Momentum { use_nesterov: true, ..Momentum::new(0.1, 0.9) }.into(),
             Adam::default().into(),
             Adam { use_nesterov: true, ..Adam::default() }.into(),
-            AdaFactor { weight_decay: 0.01, ..AdaFactor::default() }.into(),
+            AdaFactor { weight_decay: 0.01, ..AdaFactor::with_lr(0.01) }.into(),
             AdaFactor { beta1: 0.0, ..AdaFactor::with_lr(0.01) }.into(),
             Adam { use_amsgrad: true, ..Adam::default() }.into(),
             Adam { weight_decay: 0.01, ..Adam::torch() }.into(),

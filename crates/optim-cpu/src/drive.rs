@@ -19,7 +19,7 @@ use crate::kernel::Slots;
 use crate::reduce::{self, SLICE, Sums};
 
 /// Below this many elements a step is done by the calling thread: handing work over costs more than it saves.
-const SERIAL: usize = 30_000;
+pub(crate) const SERIAL: usize = 30_000;
 
 /// The least elements of a task.
 const TASK: usize = 1 << 14;

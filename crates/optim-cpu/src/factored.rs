@@ -19,6 +19,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::check_host;
+use crate::drive::SERIAL;
 use crate::reduce::{self, LANES, ROW, SLICE, Sums};
 use crate::rules::ada_factor as rule;
 use crate::shape;
@@ -47,6 +48,8 @@ struct Tensor {
 #[derive(Debug)]
 pub(crate) struct FactoredEngine {
     tensors: Vec<Tensor>,
+    /// Whether the work is worth sharing among threads.
+    shared: bool,
     pool: Option<Arc<ThreadPool>>,
 }
 
@@ -66,7 +69,8 @@ impl FactoredEngine {
                 slices: vec![Sums::default(); reduce::slices(parameter.len())],
             }
         });
-        Self { tensors: tensors.collect(), pool }
+        let total: usize = plan.parameters.iter().map(|parameter| parameter.len()).sum();
+        Self { tensors: tensors.collect(), shared: total >= SERIAL, pool }
     }
 }
 
@@ -74,14 +78,16 @@ impl Engine for FactoredEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
         check_host(self.tensors.iter().map(|tensor| &*tensor.name), params, grads)?;
         let tensors = &mut self.tensors;
-        let run = move || {
-            let all = tensors.par_iter_mut().zip(params).zip(grads).zip(update.record_of);
-            all.for_each(|(((tensor, param), grad), &record)| {
-                if let (ParamMut::F32(p), Grad::F32(g)) = (param, grad) {
-                    tensor.update(&update.records[record as usize], p, g);
-                }
-            });
+        let work = |(((tensor, param), grad), &record): (((&mut Tensor, &mut ParamMut<'_>), &Grad<'_>), &u32)| {
+            if let (ParamMut::F32(p), Grad::F32(g)) = (param, grad) {
+                tensor.update(&update.records[record as usize], p, g);
+            }
         };
+        if !self.shared {
+            tensors.iter_mut().zip(params).zip(grads).zip(update.record_of).for_each(work);
+            return Ok(());
+        }
+        let run = move || tensors.par_iter_mut().zip(params).zip(grads).zip(update.record_of).for_each(work);
         match &self.pool {
             Some(pool) => pool.install(run),
             None => run(),

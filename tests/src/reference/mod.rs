@@ -112,7 +112,7 @@ pub fn train(setup: &Setup, problem: &Problem) -> (Run, Run) {
 
         let mut largest = exact.numbers();
         largest.iter_mut().flatten().for_each(|x| *x = x.abs());
-        let mut subtracted = vec![vec![0.0_f64; exact.p.len()]; largest.len() - 1];
+        let mut subtracted: Vec<_> = largest[1..].iter().map(|slot| vec![0.0_f64; slot.len()]).collect();
         let mut longest_move = vec![0.0_f64; exact.p.len()];
         let mut updates = 0.0;
         for (step, gradients) in (1..).zip(&problem.gradients) {
