@@ -8,7 +8,7 @@
 //! | [`tolerance`] | how far results may be apart, and why |
 //!
 //! Where does a new test go? What holds for every rule belongs into the suite's file of that topic and iterates
-//! [`rules`]; it is written once, by [`on_every_backend!`], for all backends.
+//! [`Rule::all`](optimizers::Rule::all); it is written once, by [`on_every_backend!`], for all backends.
 #![forbid(unsafe_code)]
 
 pub mod problem;
