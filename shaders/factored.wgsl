@@ -1,5 +1,6 @@
 // The walks of a rule whose second moments are kept by row and by column, one tensor a dispatch. It stands after the prelude,
-// the rule and the record. All sums have the order that optim-cpu/src/factored.rs and reduce.rs write down.
+// the rule, the record and the format of the second moments. All sums have the order that optim-cpu/src/factored.rs and
+// reduce.rs write down.
 
 // One tensor: a stack of matrices, or a vector, which has no columns.
 struct Dims {
@@ -18,10 +19,10 @@ struct Dims {
 @group(0) @binding(1) var<uniform> dims: Dims;
 @group(0) @binding(2) var<storage, read_write> params: array<f32>;
 @group(0) @binding(3) var<storage, read> grads: array<f32>;
-// R; unused for a vector.
-@group(0) @binding(4) var<storage, read_write> row_moments: array<f32>;
+// R, PER_WORD of them in a word; unused for a vector.
+@group(0) @binding(4) var<storage, read_write> row_moments: array<u32>;
 // C, or V of a vector.
-@group(0) @binding(5) var<storage, read_write> column_moments: array<f32>;
+@group(0) @binding(5) var<storage, read_write> column_moments: array<u32>;
 // M.
 @group(0) @binding(6) var<storage, read_write> first_moments: array<f32>;
 // √(R / mean of R).
@@ -53,56 +54,76 @@ fn shaped(i: u32) -> f32 {
     return shape(records[dims.record].shaping, grads[i], params[i]);
 }
 
+fn row_moment(row: u32) -> f32 {
+    return decoded(row_moments[row / PER_WORD], row % PER_WORD);
+}
+
+fn column_moment(column: u32) -> f32 {
+    return decoded(column_moments[column / PER_WORD], column % PER_WORD);
+}
+
 // u, before the rate.
 fn raw(i: u32) -> f32 {
     if (dims.columns == 0u) {
-        return direction_vector(shaped(i), column_moments[i]);
+        return direction_vector(shaped(i), column_moment(i));
     }
     let row = i / dims.columns;
     let column = row / dims.rows * dims.columns + i % dims.columns;
-    return direction(shaped(i), roots[row], column_moments[column]);
+    return direction(shaped(i), roots[row], column_moment(column));
 }
 
-// R: a workgroup for each row.
+// R: a workgroup for each word of rows.
 @compute @workgroup_size(256)
 fn rows(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = workgroup_index(id);
-    if (row >= dims.rows * dims.stack) {
+    let first = workgroup_index(id) * PER_WORD;
+    let rows = dims.rows * dims.stack;
+    if (first >= rows) {
         return;
     }
     let step = records[dims.record].step;
-    var sum = 0.0;
-    for (var column = lane; column < dims.columns; column = column + LANES) {
-        sum = sum + square(step, shaped(row * dims.columns + column));
+    var word = 0u;
+    for (var row = first; row < min(first + PER_WORD, rows); row = row + 1u) {
+        var sum = 0.0;
+        for (var column = lane; column < dims.columns; column = column + LANES) {
+            sum = sum + square(step, shaped(row * dims.columns + column));
+        }
+        let total = tree(lane, sum);
+        if (lane == 0u) {
+            var r = row_moment(row);
+            moment(step, &r, total / f32(dims.columns));
+            word = word | encoded(r, row % PER_WORD);
+        }
     }
-    let total = tree(lane, sum);
     if (lane == 0u) {
-        var r = row_moments[row];
-        moment(step, &r, total / f32(dims.columns));
-        row_moments[row] = r;
+        row_moments[first / PER_WORD] = word;
     }
 }
 
-// C: a lane for each column.
+// C: a lane for each word of columns.
 @compute @workgroup_size(256)
 fn columns(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let column = workgroup_index(id) * LANES + lane;
-    if (column >= dims.columns * dims.stack) {
+    let first_column = (workgroup_index(id) * LANES + lane) * PER_WORD;
+    let columns = dims.columns * dims.stack;
+    if (first_column >= columns) {
         return;
     }
     let step = records[dims.record].step;
-    let first = column / dims.columns * dims.rows * dims.columns + column % dims.columns;
-    var total = 0.0;
-    for (var block = 0u; block < dims.rows; block = block + BLOCK_ROWS) {
-        var sum = 0.0;
-        for (var row = block; row < min(block + BLOCK_ROWS, dims.rows); row = row + 1u) {
-            sum = sum + square(step, shaped(first + row * dims.columns));
+    var word = 0u;
+    for (var column = first_column; column < min(first_column + PER_WORD, columns); column = column + 1u) {
+        let first = column / dims.columns * dims.rows * dims.columns + column % dims.columns;
+        var total = 0.0;
+        for (var block = 0u; block < dims.rows; block = block + BLOCK_ROWS) {
+            var sum = 0.0;
+            for (var row = block; row < min(block + BLOCK_ROWS, dims.rows); row = row + 1u) {
+                sum = sum + square(step, shaped(first + row * dims.columns));
+            }
+            total = total + sum;
         }
-        total = total + sum;
+        var c = column_moment(column);
+        moment(step, &c, total / f32(dims.rows));
+        word = word | encoded(c, column % PER_WORD);
     }
-    var c = column_moments[column];
-    moment(step, &c, total / f32(dims.rows));
-    column_moments[column] = c;
+    column_moments[first_column / PER_WORD] = word;
 }
 
 // √(R / mean of R): a workgroup for each matrix of the stack.
@@ -115,25 +136,29 @@ fn means(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) 
     let first = matrix * dims.rows;
     var sum = 0.0;
     for (var row = lane; row < dims.rows; row = row + LANES) {
-        sum = sum + row_moments[first + row];
+        sum = sum + row_moment(first + row);
     }
     let mean = tree(lane, sum) / f32(dims.rows);
     for (var row = lane; row < dims.rows; row = row + LANES) {
-        roots[first + row] = sqrt(row_moments[first + row] / mean);
+        roots[first + row] = sqrt(row_moment(first + row) / mean);
     }
 }
 
-// V: a lane for each element of a vector.
+// V: a lane for each word of a vector.
 @compute @workgroup_size(256)
 fn vectors(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = workgroup_index(id) * LANES + lane;
-    if (i >= dims.len) {
+    let first = (workgroup_index(id) * LANES + lane) * PER_WORD;
+    if (first >= dims.len) {
         return;
     }
     let step = records[dims.record].step;
-    var v = column_moments[i];
-    moment(step, &v, square(step, shaped(i)));
-    column_moments[i] = v;
+    var word = 0u;
+    for (var i = first; i < min(first + PER_WORD, dims.len); i = i + 1u) {
+        var v = column_moment(i);
+        moment(step, &v, square(step, shaped(i)));
+        word = word | encoded(v, i % PER_WORD);
+    }
+    column_moments[first / PER_WORD] = word;
 }
 
 // The sums over a slice of 16 rows of 1,024 elements: a workgroup for each.

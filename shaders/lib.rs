@@ -13,12 +13,45 @@ pub const PRELUDE: &str = include_str!("prelude.wgsl");
 /// The sums over a parameter that rules with norms begin with.
 pub const REDUCE: &str = include_str!("reduce.wgsl");
 
-/// The walks of a rule whose second moments are kept by row and by column. It needs [`PRELUDE`], the rule and the record.
+/// The walks of a rule whose second moments are kept by row and by column. It needs [`PRELUDE`], the rule, the record and the
+/// format of the moments.
 pub const FACTORED: &str = include_str!("factored.wgsl");
 
 /// The entry points of [`FACTORED`], in the order in which a step dispatches them for a matrix; `vectors` takes the place of
 /// the first three for a vector.
 pub const FACTORED_WALKS: [&str; 7] = ["rows", "columns", "means", "vectors", "norms", "totals", "updates"];
+
+/// How second moments that are kept by row and by column are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Moments {
+    /// As `f32`.
+    F32,
+    /// As `f16`, two in a word.
+    F16,
+}
+
+impl Moments {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
+    /// The moments in a word; the text's `PER_WORD`.
+    #[must_use]
+    pub const fn per_word(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::F16 => 2,
+        }
+    }
+
+    /// `PER_WORD`, `decoded` and `encoded` for [`FACTORED`].
+    #[must_use]
+    pub const fn wgsl(self) -> &'static str {
+        match self {
+            Self::F32 => include_str!("moments_f32.wgsl"),
+            Self::F16 => include_str!("moments_f16.wgsl"),
+        }
+    }
+}
 
 /// The layer-wise trust ratio: `terms` and `finish` for [`Norms::Trust`]. It needs [`PRELUDE`].
 pub const LARS: &str = include_str!("rules/lars.wgsl");
@@ -304,8 +337,8 @@ pub fn compose_rows() -> String {
 /// The bindings of group 0, in order: `records` (dynamic offset), `dims` (uniform), `params`, `grads`, `row_moments`,
 /// `column_moments`, `first_moments`, `roots`, `parts`.
 #[must_use]
-pub fn compose_factored(rule: &str) -> String {
-    format!("{PRELUDE}\n{rule}\n{RECORD}{FACTORED}")
+pub fn compose_factored(rule: &str, moments: Moments) -> String {
+    format!("{PRELUDE}\n{rule}\n{RECORD}{}{FACTORED}", moments.wgsl())
 }
 
 const COMPONENTS: [&str; 4] = ["x", "y", "z", "w"];

@@ -178,6 +178,7 @@ fn ada_factor(case: &Asked<'_>) -> Option<(Rule, f64)> {
         scale_parameter: a.scale_parameter.unwrap_or(default.scale_parameter),
         relative_step: a.relative_step.unwrap_or(default.relative_step),
         warmup_init: a.warmup_init.unwrap_or(default.warmup_init),
+        compression: default.compression,
     };
     Some((config.into(), 1.0))
 }

@@ -2,6 +2,8 @@
 
 // Counts the allocations of a step. Holds the binary's allocator.
 mod allocations;
+// AdaFactor's second moments in half precision.
+mod compression;
 // Every refusal: a typed error that names what is wrong, and nothing changed.
 mod errors;
 // Trajectories that MindSpore, PyTorch and optax themselves produced.

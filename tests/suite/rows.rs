@@ -126,7 +126,7 @@ fn naive(table: &Table, gradients: &[Gradient]) -> Vec<(String, Vec<f64>)> {
         .collect();
     for (t, gradient) in (1..).zip(gradients) {
         let Gradient::Rows(indices, values) = gradient else { panic!("rows only") };
-        let now = Now { t, lr: table.lr, weight_decay: 0.0 };
+        let now = Now { t, lr: table.lr, weight_decay: 0.0, shake: 0.0 };
         for (row, (judge, p)) in (0..).zip(&mut rows) {
             let mut g = vec![0.0; width];
             for (nth, _) in indices.iter().enumerate().filter(|(_, index)| **index == row) {

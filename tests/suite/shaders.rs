@@ -8,8 +8,8 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use optim_shaders::{
-    FACTORED_WALKS, GRID_WIDTH, LANES, LARS, MAX_SLOTS, NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, WORKGROUP,
-    Width, compose, compose_factored, compose_finish, compose_measure, compose_rows, rule,
+    FACTORED_WALKS, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Moments, NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE,
+    WORKGROUP, Width, compose, compose_factored, compose_finish, compose_measure, compose_rows, rule,
 };
 use optimizers::Rule;
 use optimizers::core::backend::{Shaping, Trust};
@@ -105,9 +105,11 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
         let source = rule(spec.source()).unwrap_or_else(|| panic!("no WGSL for {}", spec.name()));
         let slots = spec.slots().len();
         if spec.passes() == Passes::Factored {
-            let what = format!("{} {}", spec.name(), spec.entry());
-            let (module, info) = validated(&what, &compose_factored(source));
-            written_as(&what, &module, &info, &FACTORED_WALKS);
+            for moments in Moments::ALL {
+                let what = format!("{} {} {moments:?}", spec.name(), spec.entry());
+                let (module, info) = validated(&what, &compose_factored(source, moments));
+                written_as(&what, &module, &info, &FACTORED_WALKS);
+            }
             continue;
         }
         let norms = match spec.passes() {
@@ -205,6 +207,9 @@ fn constants_are_the_same_on_both_sides() {
     };
     for (name, expected) in [("WORKGROUP", WORKGROUP), ("GRID_WIDTH", GRID_WIDTH), ("NO_GRAD", NO_GRAD)] {
         assert_eq!(number(PRELUDE, name), expected, "{name}");
+    }
+    for moments in Moments::ALL {
+        assert_eq!(number(moments.wgsl(), "PER_WORD") as usize, moments.per_word());
     }
     assert_eq!(number(REDUCE, "LANES"), LANES);
     assert_eq!(number(REDUCE, "ROW") * number(REDUCE, "ROWS"), SLICE);

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod compressed;
 pub mod error;
 pub mod group;
 pub mod memory;

@@ -157,10 +157,15 @@ impl Builder {
             let (name, expected) = (format!("{}.scalar_names", rule.name()), "a name for each word of the scalars");
             return Err(Error::HyperParameter { name, expected, got: format!("{names} for {words}") });
         }
-        let slots = rule.slots().len();
-        if slots > MAX_SLOTS {
+        let slots = rule.slots();
+        if slots.len() > MAX_SLOTS {
             let (name, expected) = (format!("{}.slots", rule.name()), "at most 4");
-            return Err(Error::HyperParameter { name, expected, got: slots.to_string() });
+            return Err(Error::HyperParameter { name, expected, got: slots.len().to_string() });
+        }
+        let narrow = slots.iter().find(|slot| slot.dtype != DType::F32);
+        if let Some(slot) = narrow.filter(|_| rule.passes() != Passes::Factored) {
+            let (name, expected) = (format!("{}.slots", rule.name()), "of f32");
+            return Err(Error::HyperParameter { name, expected, got: format!("{} of {}", slot.name, slot.dtype) });
         }
         rule.lr().validate(&format!("{}.lr", rule.name()))?;
         let decay = self.weight_decay;

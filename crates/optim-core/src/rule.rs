@@ -10,7 +10,7 @@ use crate::rules::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, Lars,
     LazyAdam, Lion, Momentum, NAdam, ProximalAdagrad, RAdam, RmsProp, Rprop, Sgd,
 };
-use crate::{Parameter, Rate, Result};
+use crate::{DType, Parameter, Rate, Result};
 
 /// One state array of a rule, by its MindSpore name.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,13 +21,16 @@ pub struct Slot {
     pub init: f32,
     /// The shape.
     pub shape: SlotShape,
+    /// The element type in memory. [`DType::F16`] only for the second moments of a rule with [`Passes::Factored`]: see
+    /// [`compressed`](crate::compressed). Kernels compute in `f32`, and [`Optimizer::slot`](crate::Optimizer::slot) gives `f32`.
+    pub dtype: DType,
 }
 
 impl Slot {
-    /// A slot shaped like the parameter.
+    /// A slot of `f32` shaped like the parameter.
     #[must_use]
     pub const fn new(name: &'static str, init: f32) -> Self {
-        Self { name, init, shape: SlotShape::Same }
+        Self { name, init, shape: SlotShape::Same, dtype: DType::F32 }
     }
 }
 
@@ -449,6 +452,7 @@ impl Rule {
             Adam { use_nesterov: true, ..Adam::default() }.into(),
             AdaFactor { weight_decay: 0.01, ..AdaFactor::with_lr(0.01) }.into(),
             AdaFactor { beta1: 0.0, ..AdaFactor::with_lr(0.01) }.into(),
+            AdaFactor { compression: true, ..AdaFactor::with_lr(0.01) }.into(),
             Adam { use_amsgrad: true, ..Adam::default() }.into(),
             Adam { weight_decay: 0.01, ..Adam::torch() }.into(),
             AdamWeightDecay { weight_decay: 0.01, ..AdamWeightDecay::default() }.into(),

@@ -12,9 +12,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::f16;
 use optim_core::backend::{Plan, Record, Shaping, Update};
+use optim_core::compressed;
+use optim_core::rule::Slot;
 use optim_core::rules::ada_factor::Step;
-use optim_core::{Engine, Grad, ParamMut, Result};
+use optim_core::{DType, Engine, Grad, ParamMut, Result};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
@@ -27,6 +30,53 @@ use crate::shape;
 /// Rows whose columns are summed one after the other before they join the others.
 const BLOCK_ROWS: usize = 64;
 
+/// A slot of one tensor.
+#[derive(Debug)]
+enum State {
+    F32(Vec<f32>),
+    /// Second moments only: rounded whenever they change.
+    F16(Vec<f16>),
+}
+
+impl State {
+    fn new(slot: &Slot, len: usize) -> Self {
+        match slot.dtype {
+            DType::F16 => {
+                let mut first = [f16::ZERO];
+                compressed::encode(&[slot.init], &mut first);
+                Self::F16(vec![first[0]; len])
+            }
+            DType::F32 | DType::Bf16 => Self::F32(vec![slot.init; len]),
+        }
+    }
+
+    /// At most [`ROW`] numbers. The buffer holds them if they are not stored as `f32`.
+    fn read<'a>(&'a self, range: Range<usize>, buffer: &'a mut [f32; ROW]) -> &'a [f32] {
+        match self {
+            Self::F32(stored) => &stored[range],
+            Self::F16(stored) => {
+                let buffer = &mut buffer[..range.len()];
+                compressed::decode(&stored[range], buffer);
+                buffer
+            }
+        }
+    }
+
+    /// Changes at most [`ROW`] numbers.
+    fn change(&mut self, range: Range<usize>, work: impl FnOnce(&mut [f32])) {
+        match self {
+            Self::F32(stored) => work(&mut stored[range]),
+            Self::F16(stored) => {
+                let (stored, mut buffer) = (&mut stored[range], [0.0; ROW]);
+                let buffer = &mut buffer[..stored.len()];
+                compressed::decode(stored, buffer);
+                work(buffer);
+                compressed::encode(buffer, stored);
+            }
+        }
+    }
+}
+
 /// One tensor's state and what its update needs beside it.
 #[derive(Debug)]
 struct Tensor {
@@ -36,7 +86,7 @@ struct Tensor {
     /// Rows of one matrix of the stack.
     rows: usize,
     /// The slots, in the rule's order; without `β₁` the last is missing.
-    slots: Vec<Vec<f32>>,
+    slots: Vec<State>,
     /// Sums over the columns of one block of rows, and of one matrix.
     sums: [Vec<f32>; 2],
     /// `√(R / mean of R)` of every row.
@@ -63,7 +113,7 @@ impl FactoredEngine {
                 name: parameter.name().to_owned(),
                 columns,
                 rows,
-                slots: slots.iter().map(|slot| vec![slot.init; slot.shape.len(shape)]).collect(),
+                slots: slots.iter().map(|slot| State::new(slot, slot.shape.len(shape))).collect(),
                 sums: [vec![0.0; columns], vec![0.0; columns]],
                 roots: Vec::new(),
                 slices: vec![Sums::default(); reduce::slices(parameter.len())],
@@ -96,11 +146,21 @@ impl Engine for FactoredEngine {
     }
 
     fn read_slot(&self, parameter: usize, slot: usize) -> Result<Vec<f32>> {
-        Ok(self.tensors[parameter].slots[slot].clone())
+        Ok(match &self.tensors[parameter].slots[slot] {
+            State::F32(stored) => stored.clone(),
+            State::F16(stored) => {
+                let mut values = vec![0.0; stored.len()];
+                compressed::decode(stored, &mut values);
+                values
+            }
+        })
     }
 
     fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()> {
-        self.tensors[parameter].slots[slot].copy_from_slice(values);
+        match &mut self.tensors[parameter].slots[slot] {
+            State::F32(stored) => stored.copy_from_slice(values),
+            State::F16(stored) => compressed::encode(values, stored),
+        }
         Ok(())
     }
 }
@@ -114,7 +174,10 @@ impl Tensor {
         let step: &mut Step = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(scalars.words_mut()));
         let shaping = &record.shaping;
         let [row_moments, column_moments, vector_moments, rest @ ..] = &mut *self.slots else { return };
-        let m = rest.first_mut().map_or(&mut [][..], |m| m);
+        let m = match rest.first_mut() {
+            Some(State::F32(m)) => &mut m[..],
+            _ => &mut [],
+        };
 
         // The second moments.
         let matrix = self.rows * self.columns;
@@ -122,47 +185,59 @@ impl Tensor {
         roots.clear();
         if self.columns == 0 {
             each_block(shaping, p, g, 0..p.len(), |start, _, g| {
-                rule::moments(step, g, &mut vector_moments[start..start + g.len()]);
+                vector_moments.change(start..start + g.len(), |moments| rule::moments(step, g, moments));
             });
         } else {
-            let stack = row_moments.chunks_mut(self.rows).zip(column_moments.chunks_mut(self.columns));
-            for (nth, (row_moments, column_moments)) in stack.enumerate() {
-                let first = nth * matrix;
+            let mut buffer = [0.0; ROW];
+            for nth in 0..p.len() / matrix {
+                // Rows and columns are counted through the whole stack.
+                let (first_row, first_column) = (nth * self.rows, nth * self.columns);
                 let [block, total] = &mut self.sums;
                 total.fill(0.0);
-                for (rows, moments) in (0..).step_by(BLOCK_ROWS).zip(row_moments.chunks_mut(BLOCK_ROWS)) {
+                for rows in (first_row..first_row + self.rows).step_by(BLOCK_ROWS) {
+                    let rows = rows..(first_row + self.rows).min(rows + BLOCK_ROWS);
                     block.fill(0.0);
-                    for (row, moment) in (rows..).zip(moments) {
-                        let start = first + row * self.columns;
-                        let mut lanes = [0.0; LANES];
-                        each_block(shaping, p, g, start..start + self.columns, |at, _, g| {
-                            rule::add_squares(step, g, &mut lanes, &mut block[at - start..at - start + g.len()]);
-                        });
-                        let sum = reduce::tree(&mut lanes, self.columns.min(LANES));
-                        rule::moment(step, moment, sum / count(self.columns));
-                    }
+                    row_moments.change(rows.clone(), |moments| {
+                        for (row, moment) in rows.clone().zip(moments) {
+                            let start = row * self.columns;
+                            let mut lanes = [0.0; LANES];
+                            each_block(shaping, p, g, start..start + self.columns, |at, _, g| {
+                                rule::add_squares(step, g, &mut lanes, &mut block[at - start..at - start + g.len()]);
+                            });
+                            let sum = reduce::tree(&mut lanes, self.columns.min(LANES));
+                            rule::moment(step, moment, sum / count(self.columns));
+                        }
+                    });
+                    roots.extend(row_moments.read(rows, &mut buffer));
                     total.iter_mut().zip(&*block).for_each(|(total, block)| *total += block);
                 }
-                for (moment, sum) in column_moments.iter_mut().zip(&*total) {
-                    rule::moment(step, moment, sum / count(self.rows));
+                for (start, sums) in (first_column..).step_by(ROW).zip(total.chunks(ROW)) {
+                    column_moments.change(start..start + sums.len(), |moments| {
+                        for (moment, sum) in moments.iter_mut().zip(sums) {
+                            rule::moment(step, moment, sum / count(self.rows));
+                        }
+                    });
                 }
-                let mean = reduce::strided(row_moments) / count(self.rows);
-                roots.extend(row_moments.iter().map(|row| (row / mean).sqrt()));
+                let rows = &mut roots[first_row..];
+                let mean = reduce::strided(rows) / count(self.rows);
+                rows.iter_mut().for_each(|row| *row = (*row / mean).sqrt());
             }
         }
 
         // u for a stretch that lies in one row, in place of g.
         let columns = self.columns;
-        let directions = |start: usize, g: &mut [f32]| {
+        let mut buffer = [0.0; ROW];
+        let mut directions = |start: usize, g: &mut [f32]| {
             if columns == 0 {
-                rule::directions_vector(g, &vector_moments[start..start + g.len()]);
+                rule::directions_vector(g, vector_moments.read(start..start + g.len(), &mut buffer));
                 return;
             }
             let (mut at, mut rest) = (start, g);
             while !rest.is_empty() {
                 let (row, column) = (at / columns, at % columns);
                 let (stretch, after) = rest.split_at_mut(rest.len().min(columns - column));
-                let moments = &column_moments[at / matrix * columns + column..][..stretch.len()];
+                let first = at / matrix * columns + column;
+                let moments = column_moments.read(first..first + stretch.len(), &mut buffer);
                 rule::directions(stretch, roots[row], moments);
                 at += stretch.len();
                 rest = after;

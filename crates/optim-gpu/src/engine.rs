@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use half::f16;
 use optim_core::backend::{Plan, Record, Update, wrong_memory};
+use optim_core::compressed;
 use optim_core::rule::{Slot, SlotShape, Sparse};
 use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::Width;
@@ -36,6 +38,8 @@ pub(crate) struct GpuEngine {
     slots: Vec<Vec<wgpu::Buffer>>,
     /// How the tensors lie in them: as in `layout`, unless the slot has a shape of its own.
     slot_layouts: Vec<Layout>,
+    /// For each slot of `f16` the elements of every tensor's; two of them lie in a word.
+    halves: Vec<Option<Vec<usize>>>,
     /// The state, if it stays on the host.
     offload: Option<Offload>,
     /// Pages for host parameters and for host gradients; made at their first use.
@@ -86,11 +90,16 @@ impl GpuEngine {
             }
         };
         let layout = Layout::new(lens(), window);
-        let slot_layout = |slot: &Slot| match slot.shape {
-            SlotShape::Same => layout.clone(),
-            shape => Layout::new(plan.parameters.iter().map(|parameter| shape.len(parameter.shape())), window),
+        let lens_of = |slot: &Slot| -> Vec<usize> {
+            plan.parameters.iter().map(|parameter| slot.shape.len(parameter.shape())).collect()
         };
-        let slot_layouts: Vec<_> = slots.iter().map(slot_layout).collect();
+        let halves: Vec<_> = slots.iter().map(|slot| (slot.dtype == DType::F16).then(|| lens_of(slot))).collect();
+        let slot_layout = |(slot, halves): (&Slot, &Option<Vec<usize>>)| match (slot.shape, halves) {
+            (_, Some(halves)) => Layout::new(halves.iter().map(|len| len.div_ceil(2)), window),
+            (SlotShape::Same, None) => layout.clone(),
+            (_, None) => Layout::new(lens_of(slot), window),
+        };
+        let slot_layouts: Vec<_> = slots.iter().zip(&halves).map(slot_layout).collect();
         let offload = rule.offloaded().then(|| Offload::new(&layout, &slots));
         let slots = match &offload {
             Some(_) => Offload::buffers(&context, &layout, &slots)?,
@@ -103,6 +112,7 @@ impl GpuEngine {
         Ok(Self {
             factored,
             slot_layouts,
+            halves,
             names: plan.parameters.iter().map(|parameter| parameter.name().to_owned()).collect(),
             program,
             sums,
@@ -313,14 +323,30 @@ fn resident(context: &Context, layouts: &[Layout], slots: &[Slot]) -> Result<Vec
     for (slot, layout) in slots.iter().zip(layouts) {
         let pages = context.pages(layout, slot.name)?;
         if slot.init.to_bits() != 0 {
+            let word = if slot.dtype == DType::F16 { packed(&[slot.init; 2])[0] } else { slot.init };
             for (buffer, &span) in pages.iter().zip(&layout.pages) {
-                context.fill(&mut encoder, Region { buffer, offset: 0, span }, slot.init)?;
+                context.fill(&mut encoder, Region { buffer, offset: 0, span }, word)?;
             }
         }
         pages_of.push(pages);
     }
     context.submit(encoder)?;
     Ok(pages_of)
+}
+
+/// Numbers as `f16`, two in a word, the first in its low half: as `f32`s, of which only the bits mean something.
+fn packed(values: &[f32]) -> Vec<f32> {
+    let mut halves = vec![f16::ZERO; values.len().next_multiple_of(2)];
+    compressed::encode(values, &mut halves);
+    bytemuck::pod_collect_to_vec(&halves)
+}
+
+/// The first numbers of such words.
+fn unpacked(words: &[f32], len: usize) -> Vec<f32> {
+    let halves: &[f16] = bytemuck::cast_slice(words);
+    let mut values = vec![0.0; len];
+    compressed::decode(&halves[..len], &mut values);
+    values
 }
 
 /// A piece, with its padding, in memory of ours.
@@ -405,7 +431,11 @@ impl Engine for GpuEngine {
             return Ok(offload.read(slot, self.layout.pieces_of(parameter)));
         }
         let (pieces, regions) = self.slot_regions(parameter, slot);
-        self.context.read(&regions, pieces.iter().map(|piece| piece.len).sum())
+        let words = self.context.read(&regions, pieces.iter().map(|piece| piece.len).sum())?;
+        Ok(match &self.halves[slot] {
+            Some(lens) => unpacked(&words, lens[parameter]),
+            None => words,
+        })
     }
 
     fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()> {
@@ -414,6 +444,8 @@ impl Engine for GpuEngine {
             offload.write(slot, self.layout.pieces_of(parameter), values);
             return Ok(());
         }
+        let words = self.halves[slot].is_some().then(|| packed(values));
+        let values = words.as_deref().unwrap_or(values);
         let (pieces, regions) = self.slot_regions(parameter, slot);
         let mut encoder = self.context.encoder()?;
         // The padding stays as it is.

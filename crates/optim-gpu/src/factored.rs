@@ -133,7 +133,7 @@ impl Factored {
                 array(&self.roots.layout, &self.roots.pages, tensor, nothing),
                 array(&self.sums.layout, &self.sums.pages, tensor, nothing),
             ];
-            for (walk, groups) in walks(dims) {
+            for (walk, groups) in walks(dims, parts.program.moments.per_word()) {
                 let kernel = parts.context.kernel(parts.program, Stage::Factored(walk))?;
                 let bindings = parts.context.bind(&kernel.bindings, &bindings);
                 let bindings = bindings.map_err(|error| parts.find_stranger(tensor, pairs).unwrap_or(error))?;
@@ -150,14 +150,18 @@ impl Factored {
     }
 }
 
-/// The walks of a tensor, with their workgroups.
-fn walks(dims: &Dims) -> Vec<(Walk, usize)> {
+/// The walks of a tensor, with their workgroups. So many second moments share a word, and one lane or workgroup writes it.
+fn walks(dims: &Dims, per_word: usize) -> Vec<(Walk, usize)> {
     let [rows, columns] = [dims.rows, dims.columns].map(|extent| (extent * dims.stack) as usize);
     let elements = (dims.len as usize).div_ceil(LANES);
     let mut walks = if dims.columns == 0 {
-        vec![(Walk::Vectors, elements)]
+        vec![(Walk::Vectors, (dims.len as usize).div_ceil(LANES * per_word))]
     } else {
-        vec![(Walk::Rows, rows), (Walk::Columns, columns.div_ceil(LANES)), (Walk::Means, dims.stack as usize)]
+        vec![
+            (Walk::Rows, rows.div_ceil(per_word)),
+            (Walk::Columns, columns.div_ceil(LANES * per_word)),
+            (Walk::Means, dims.stack as usize),
+        ]
     };
     walks.extend([(Walk::Norms, dims.slices as usize), (Walk::Totals, 1), (Walk::Updates, elements)]);
     walks

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::sync::{Arc, PoisonError};
 
 use optim_core::rule::Passes;
-use optim_core::{Error, Result, Rule};
-use optim_shaders::{MAX_SLOTS, Norms, Width};
+use optim_core::{DType, Error, Result, Rule};
+use optim_shaders::{MAX_SLOTS, Moments, Norms, Width};
 
 use crate::device::Context;
 
@@ -21,6 +21,8 @@ pub(crate) struct Program {
     /// The words of its step scalars.
     scalars: usize,
     pub(crate) sums: Sums,
+    /// How a factored rule keeps its second moments.
+    pub(crate) moments: Moments,
 }
 
 /// What is summed over each parameter before the update.
@@ -113,12 +115,14 @@ impl Program {
         if spec.offloaded() && sums != Sums::Nothing {
             return unsupported(format!("the rule {name:?} with sums and offloaded state"));
         }
-        let slots = spec.slots().len();
+        let slots = spec.slots();
+        let compressed = slots.iter().any(|slot| slot.dtype == DType::F16);
+        let (slots, moments) = (slots.len(), if compressed { Moments::F16 } else { Moments::F32 });
         // The sums take a binding.
         if slots > MAX_SLOTS - usize::from(sums == Sums::Rule) {
             return unsupported(format!("a rule of {slots} slots"));
         }
-        Ok(Self { name, source, entry: spec.entry(), slots, scalars: spec.scalar_names().len(), sums })
+        Ok(Self { name, source, entry: spec.entry(), slots, scalars: spec.scalar_names().len(), sums, moments })
     }
 
     /// Whether the source is the user's.
@@ -143,7 +147,7 @@ impl Program {
             Stage::Rows => optim_shaders::compose_rows(),
             Stage::Measure(width) => optim_shaders::compose_measure(&norms, width),
             Stage::Finish => optim_shaders::compose_finish(&norms),
-            Stage::Factored(_) => optim_shaders::compose_factored(&self.source),
+            Stage::Factored(_) => optim_shaders::compose_factored(&self.source, self.moments),
             Stage::Update(width) => optim_shaders::compose(&self.source, self.entry, self.slots, width),
         }
     }

@@ -1,5 +1,7 @@
 //! AdaFactor, by matrices: the row and column means of the squares are kept, and their product stands for the squares.
 
+use half::f16;
+
 use super::{Judge, Now, single};
 
 pub(super) struct AdaFactor {
@@ -40,6 +42,12 @@ fn root_mean_square(x: &[f64]) -> f64 {
     (sum / x.len() as f64).sqrt()
 }
 
+/// A second moment as compression stores it: rounded to `f16`, if it is positive to its least positive number or more, and to
+/// its largest or less.
+fn compressed(x: f64) -> f64 {
+    if x == 0.0 { x } else { f16::from_f64(x.clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f64(), f16::MAX.to_f64())).to_f64() }
+}
+
 impl Judge for AdaFactor {
     fn step(&mut self, p: &mut [f64], g: &[f64], now: &Now) {
         if p.is_empty() {
@@ -48,10 +56,11 @@ impl Judge for AdaFactor {
         let t = now.t as f64;
         let keep = 1.0 - t.powf(-single(self.config.decay_rate));
         let (eps1, eps2) = (single(self.config.eps.0), single(self.config.eps.1));
+        let stored = |x| if self.config.compression { compressed(x * (1.0 + now.shake)) } else { x };
         let mut update = g.to_vec();
         if self.columns == 0 {
             for i in 0..g.len() {
-                self.squares[i] = keep * self.squares[i] + (1.0 - keep) * (g[i] * g[i] + eps1);
+                self.squares[i] = stored(keep * self.squares[i] + (1.0 - keep) * (g[i] * g[i] + eps1));
                 update[i] = g[i] / self.squares[i].sqrt();
             }
         }
@@ -64,7 +73,7 @@ impl Judge for AdaFactor {
                     sum += g[at(row, column)] * g[at(row, column)] + eps1;
                 }
                 let kept = &mut self.row_squares[matrix * self.rows + row];
-                *kept = keep * *kept + (1.0 - keep) * sum / self.columns as f64;
+                *kept = stored(keep * *kept + (1.0 - keep) * sum / self.columns as f64);
                 mean_of_rows += *kept / self.rows as f64;
             }
             for column in 0..self.columns {
@@ -73,7 +82,7 @@ impl Judge for AdaFactor {
                     sum += g[at(row, column)] * g[at(row, column)] + eps1;
                 }
                 let kept = &mut self.column_squares[matrix * self.columns + column];
-                *kept = keep * *kept + (1.0 - keep) * sum / self.rows as f64;
+                *kept = stored(keep * *kept + (1.0 - keep) * sum / self.rows as f64);
             }
             for row in 0..self.rows {
                 for column in 0..self.columns {

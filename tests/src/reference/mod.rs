@@ -60,6 +60,9 @@ pub struct Now {
     pub lr: f64,
     /// The decay, if the rule decouples it; else 0.
     pub weight_decay: f64,
+    /// A relative error to make in what the rule then rounds coarsely: else that would hide what the kernels' own roundings do.
+    /// 0 to be exact.
+    pub shake: f64,
 }
 
 /// The judge of a rule for a tensor of this shape. No `_` arm: the compiler asks for a new rule's judge.
@@ -118,7 +121,7 @@ pub fn train(setup: &Setup, problem: &Problem) -> (Run, Run) {
         for (step, gradients) in (1..).zip(&problem.gradients) {
             let Some(gradient) = &gradients[index] else { continue };
             let (lr, weight_decay) = setup.groups[setup.group_of(index)];
-            let now = Now { t: step, lr, weight_decay };
+            let now = Now { t: step, lr, weight_decay, shake: 0.0 };
             let before = exact.p.clone();
             exact.step(gradient, setup.loss_scale, &now, |_| 0.0);
             for (shaken, shake) in shaken.iter_mut().zip(SHAKES) {
@@ -182,7 +185,8 @@ impl Trainee {
         Self { judge, p }
     }
 
-    /// One update, with a relative error of `shake` in both terms of the decayed gradient and in the step of the parameter.
+    /// One update, with a relative error of `shake` in both terms of the decayed gradient, in the step of the parameter and in
+    /// what the rule rounds itself.
     fn step(&mut self, gradient: &[f32], loss_scale: f64, now: &Now, shake: fn(f64) -> f64) {
         let (l2, decoupled) = if self.judge.decoupled() { (0.0, now.weight_decay) } else { (now.weight_decay, 0.0) };
         let mut g = vec![0.0; gradient.len()];
@@ -192,7 +196,7 @@ impl Trainee {
             g[i] += shake(g[i]) * (unscaled.abs() + decay.abs());
         }
         let before = self.p.clone();
-        self.judge.step(&mut self.p, &g, &Now { weight_decay: decoupled, ..*now });
+        self.judge.step(&mut self.p, &g, &Now { weight_decay: decoupled, shake: shake(1.0), ..*now });
         for i in 0..g.len() {
             let step = self.p[i] - before[i];
             self.p[i] += shake(step) * step.abs();

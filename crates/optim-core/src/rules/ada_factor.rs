@@ -3,7 +3,7 @@
 use crate::error::check;
 use crate::rule::{At, Decay, Passes, Slot, SlotShape, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{rounded, single};
-use crate::{Error, Rate, Result};
+use crate::{DType, Error, Rate, Result};
 
 /// AdaFactor: Adam whose second moments are kept by row and by column, so that a matrix of `r × c` needs `r + c` numbers of them
 /// (MindSpore `nn.AdaFactor`).
@@ -30,6 +30,8 @@ use crate::{Error, Rate, Result};
 ///   the loss scale and groups' rates and decays; here they are obeyed. As there, `scale_parameter` has no effect with a rate
 ///   that is a list or a schedule.
 /// - **PyTorch** `torch.optim.Adafactor` has no `M`, and its default rate is min(0.01, 1/√t) times RMS(p).
+/// - With `compression`, MindSpore's moments of small squares become 0, `ε₁` among them, and 0/0 is no number. Here a positive
+///   moment never becomes 0.
 /// - Convolution kernels are factored over their last two axes, as in MindSpore.
 ///
 /// ```
@@ -63,6 +65,11 @@ pub struct AdaFactor {
     pub relative_step: bool,
     /// A slower start of the relative step. Default `false`. Needs [`relative_step`](Self::relative_step).
     pub warmup_init: bool,
+    /// Keeps `R`, `C` and `V` as `f16`, in half the memory; `M` stays `f32`. Default `false`. They are computed in `f32` and
+    /// rounded to nearest before they are used. Trap: `f16` reaches from 2⁻²⁴ to 65,504. A positive moment below is kept as
+    /// 2⁻²⁴, so gradients below about 2e-4 give smaller updates than without; one above is kept as 65,504. And once
+    /// `t^(−decay_rate)` is below 2⁻¹¹, after some 14,000 updates by default, changes are rounded away.
+    pub compression: bool,
 }
 
 impl Default for AdaFactor {
@@ -77,6 +84,7 @@ impl Default for AdaFactor {
             scale_parameter: true,
             relative_step: true,
             warmup_init: false,
+            compression: false,
         }
     }
 }
@@ -158,14 +166,15 @@ impl UpdateRule for AdaFactor {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        let slot = |name, shape| Slot { name, init: 0.0, shape };
+        let dtype = if self.compression { DType::F16 } else { DType::F32 };
+        let slot = |name, shape| Slot { name, init: 0.0, shape, dtype };
         let mut slots = vec![
             slot("exp_avg_sq_row", SlotShape::Rows),
             slot("exp_avg_sq_col", SlotShape::Columns),
             slot("exp_avg_sq", SlotShape::SameIfVector),
         ];
         if self.beta1 > 0.0 {
-            slots.push(slot("exp_avg", SlotShape::Same));
+            slots.push(Slot::new("exp_avg", 0.0));
         }
         slots
     }

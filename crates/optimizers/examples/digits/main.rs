@@ -221,11 +221,13 @@ fn build(entry: &Entry, updates: u64, place: Place) -> optimizers::Result<Optimi
         .build(backend)
 }
 
-/// What the optimizer keeps between steps: `f32`s.
+/// What the optimizer keeps between steps.
 fn state_bytes(optimizer: &Optimizer) -> usize {
     let slots = optimizer.rule().spec().slots();
-    let numbers = |parameter: &Parameter| slots.iter().map(|slot| slot.shape.len(parameter.shape())).sum::<usize>();
-    optimizer.parameters().iter().map(numbers).sum::<usize>() * size_of::<f32>()
+    let bytes = |parameter: &Parameter| {
+        slots.iter().map(|slot| slot.shape.len(parameter.shape()) * slot.dtype.size()).sum::<usize>()
+    };
+    optimizer.parameters().iter().map(bytes).sum()
 }
 
 /// A bar on standard error; hidden if that is no terminal.
