@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-adapter() { cargo run --quiet -p optim-gpu --example adapter; }
+# Without `-p`, so that what it builds serves the tests as well.
+adapter() { cargo run --quiet --example adapter; }
 
 if [ "${OPTIM_TEST_GPU:-}" != skip ] && ! adapter; then
     packages='mesa-vulkan-drivers libvulkan1'
@@ -23,6 +24,19 @@ if [ "${OPTIM_TEST_GPU:-}" != skip ] && ! adapter; then
 fi
 
 cargo test --workspace
+
+# Without an adapter a program ends with one clear line and exit code 1.
+code=0
+lines=$(VK_DRIVER_FILES=/nonexistent VK_ICD_FILENAMES=/nonexistent WGPU_BACKEND=vulkan \
+    cargo run --quiet --example digits -- --backend gpu 2>&1) || code=$?
+case "$code $(echo "$lines" | wc -l) $lines" in
+    '1 1 error: no GPU adapter found: '*) ;;
+    *)
+        printf 'without an adapter: expected exit code 1 and one line, got %s and:\n%s\n' "$code" "$lines" >&2
+        exit 1
+        ;;
+esac
+
 # Each backend alone.
 cargo test -p optimizers -p optim-tests --no-default-features --features optimizers/cpu,optim-tests/cpu
 cargo test -p optimizers -p optim-tests --no-default-features --features optimizers/gpu,optim-tests/gpu

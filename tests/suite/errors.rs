@@ -5,6 +5,7 @@ use std::any::Any;
 use half::{bf16, f16};
 use optim_tests::{Bound, Run, Target, compare, on_every_backend};
 use optimizers::core::Backend;
+use optimizers::rule::{At, CustomRule, Passes, Slot, SlotShape, StepScalars, UpdateRule};
 use optimizers::schedule::{CosineDecay, ExponentialDecay, InverseDecay, NaturalExpDecay, PolynomialDecay, WarmUp};
 use optimizers::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
@@ -752,4 +753,67 @@ fn memory_of_a_device_is_described() {
     let (param, grad) = (ParamMut::from(&foreign), Grad::from(&foreign));
     assert_eq!((param.len(), param.dtype()), (3, DType::Bf16));
     assert_eq!((grad.len(), grad.dtype()), (Some(3), Some(DType::Bf16)));
+}
+
+/// A rule of the user's own, which may break a promise.
+#[derive(Debug, Clone)]
+struct Own {
+    lr: Rate,
+    slots: Vec<Slot>,
+    passes: Passes,
+    names: &'static [&'static str],
+}
+
+impl UpdateRule for Own {
+    fn name(&self) -> &'static str {
+        "own"
+    }
+    fn lr(&self) -> &Rate {
+        &self.lr
+    }
+    fn weight_decay(&self) -> f64 {
+        0.0
+    }
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+    fn slots(&self) -> Vec<Slot> {
+        self.slots.clone()
+    }
+    fn scalars(&self, _: &At) -> StepScalars {
+        [0.0; 4].into()
+    }
+    fn scalar_names(&self) -> &'static [&'static str] {
+        self.names
+    }
+    fn passes(&self) -> Passes {
+        self.passes
+    }
+}
+
+impl CustomRule for Own {
+    fn update(&self, _: &StepScalars, _: &mut [f32], _: &[f32], _: &mut [&mut [f32]]) {}
+    fn wgsl(&self) -> &str {
+        ""
+    }
+}
+
+#[test]
+fn rules_of_the_users_own() {
+    let slot = Slot::new("state", 0.0);
+    let names = &["a", "b", "c", "d"];
+    let good = Own { lr: 0.1.into(), slots: vec![slot; 4], passes: Passes::Elementwise, names };
+    let builder = |own: Own| Builder::new(Rule::custom(own)).params([weight()]);
+    let bad = [
+        ("own.slots", Own { slots: vec![slot; 5], ..good.clone() }),
+        ("own.slots", Own { slots: vec![Slot { shape: SlotShape::Rows, ..slot }], ..good.clone() }),
+        ("own.passes", Own { passes: Passes::Norms, ..good.clone() }),
+        ("own.scalar_names", Own { names: &names[..3], ..good.clone() }),
+        ("own.lr", Own { lr: f64::NAN.into(), ..good.clone() }),
+    ];
+    for (name, own) in bad {
+        assert_refused!(builder(own), Error::HyperParameter { .. }, name);
+    }
+    #[cfg(feature = "cpu")]
+    assert!(builder(good).build(optimizers::CpuBackend::new()).is_ok(), "nothing is wrong with this one");
 }

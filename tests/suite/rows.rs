@@ -410,6 +410,7 @@ fn differences_are_noticed() {
 
 /// The same bits for any number of threads, with tasks that begin and end inside rows and between them.
 #[test]
+#[cfg(feature = "cpu")]
 fn same_for_any_number_of_threads() {
     let threads = |n| optimizers::CpuBackend::with_threads(n).unwrap();
     for rule in sparse_rules() {

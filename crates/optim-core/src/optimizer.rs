@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, RowList, Shaping, Trust, Update};
 use crate::error::check;
-use crate::rule::{At, Decay, MAX_SLOTS, Passes, Sparse};
+use crate::rule::{At, Decay, MAX_SLOTS, Passes, SlotShape, Sparse};
 use crate::rules::single;
 use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
@@ -148,9 +148,16 @@ impl Builder {
     fn validate(&self) -> Result<()> {
         let rule = self.rule.spec();
         rule.validate()?;
-        if matches!(self.rule.kernel(), Rule::Custom(_)) && rule.passes() != Passes::Elementwise {
-            let (name, expected) = (format!("{}.passes", rule.name()), "elementwise in a rule of your own");
-            return Err(Error::HyperParameter { name, expected, got: format!("{:?}", rule.passes()) });
+        if matches!(self.rule.kernel(), Rule::Custom(_)) {
+            let refuse = |what, expected, got| {
+                Err(Error::HyperParameter { name: format!("{}.{what}", rule.name()), expected, got })
+            };
+            if rule.passes() != Passes::Elementwise {
+                return refuse("passes", "elementwise in a rule of your own", format!("{:?}", rule.passes()));
+            }
+            if let Some(slot) = rule.slots().iter().find(|slot| slot.shape != SlotShape::Same) {
+                return refuse("slots", "shaped like the parameter in a rule of your own", format!("{slot:?}"));
+            }
         }
         let (words, names) = (rule.scalars(&At::default()).words().len(), rule.scalar_names().len());
         if words != names {
