@@ -2,6 +2,8 @@
 
 // Counts the allocations of a step. Holds the binary's allocator.
 mod allocations;
+// Lists of rates against MindSpore's.
+mod dynamic_lr;
 // Every refusal: a typed error that names what is wrong, and nothing changed.
 mod errors;
 // Trajectories that MindSpore, PyTorch and optax themselves produced.

@@ -7,8 +7,8 @@
 use std::f64::consts::PI;
 use std::fmt;
 
-use crate::error::check;
-use crate::{Error, Result};
+use crate::Result;
+use crate::error::{at_least_one, check};
 
 /// A rate as a function of the 0-based index of the update.
 ///
@@ -300,11 +300,4 @@ fn check_decay(schedule: &str, lr: f64, decay_rate: f64, decay_steps: u64) -> Re
     check(&format!("{schedule}: lr"), "finite and > 0", lr, |x| x.is_finite() && x > 0.0)?;
     check(&format!("{schedule}: decay_rate"), "finite and > 0", decay_rate, |x| x.is_finite() && x > 0.0)?;
     at_least_one(decay_steps, &format!("{schedule}: decay_steps"))
-}
-
-fn at_least_one(value: u64, name: &str) -> Result<()> {
-    if value == 0 {
-        return Err(Error::HyperParameter { name: name.to_owned(), expected: "≥ 1", got: "0".into() });
-    }
-    Ok(())
 }
