@@ -10,9 +10,10 @@ use crate::manifest::{Golden, schedule};
 #[test]
 fn values_are_mindspores() {
     let sets = Golden::sets();
-    let mut compared = 0;
+    let (mut entries, mut compared) = (0, 0);
     for entry in sets.iter().flat_map(|golden| &golden.manifest.schedules) {
         let schedule = schedule(&entry.class, &entry.args).unwrap_or_else(|| panic!("no schedule {}", entry.class));
+        assert!(entry.values_1_5.is_some() || entry.values_2_10.is_some(), "{} has no values", entry.class);
         for values in [&entry.values_1_5, &entry.values_2_10].into_iter().flatten() {
             assert_eq!(values.len(), entry.steps.len(), "{}", entry.class);
             let largest = values.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
@@ -24,8 +25,11 @@ fn values_are_mindspores() {
                 compared += 1;
             }
         }
+        entries += 1;
     }
-    assert!(!sets[0].own || compared >= 400, "only {compared} values were compared");
+    // Two of the 20 schedules have no values of 1.5.
+    let all = entries == 20 && compared == 38 * 12;
+    assert!(!sets[0].own || all, "{compared} values of {entries} schedules were compared");
 }
 
 /// The second schedule starts from its own index 0, whatever the first did.
