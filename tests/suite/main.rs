@@ -27,7 +27,7 @@ mod sparse;
 mod rows;
 // Step scalars against values computed in another way.
 mod scalars;
-// Schedules against MindSpore's values.
+// Schedules against the values of MindSpore and PyTorch, and their laws.
 mod schedules;
 // Every kernel through naga, without a driver.
 #[cfg(feature = "gpu")]
