@@ -11,6 +11,10 @@ pub const GOLDEN_NORMS: f64 = 1e-5;
 /// of its largest value. That is three roundings.
 pub const SCHEDULE: f64 = 2e-7;
 
+/// Lists of rates and schedules against those that MindSpore and PyTorch compute in `f64`: this part of each value. A power is
+/// a few roundings; PyTorch multiplies rates step by step.
+pub const LIST: f64 = 1e-12;
+
 /// Kernels in `f32` against the judge in `f64`, in units of [`UNIT`] times the judge's scale
 /// ([`reference::train`](crate::reference::train)). A kernel rounds about ten times an update; the errors of earlier updates
 /// fade with the means or add up with the path, which the scale contains.

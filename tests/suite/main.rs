@@ -4,6 +4,8 @@
 mod allocations;
 // AdaFactor's second moments in half precision.
 mod compression;
+// Lists of rates against MindSpore's.
+mod dynamic_lr;
 // Every refusal: a typed error that names what is wrong, and nothing changed.
 mod errors;
 // Trajectories that MindSpore, PyTorch and optax themselves produced.
@@ -27,7 +29,7 @@ mod sparse;
 mod rows;
 // Step scalars against values computed in another way.
 mod scalars;
-// Schedules against MindSpore's values.
+// Schedules against the values of MindSpore and PyTorch, and their laws.
 mod schedules;
 // Every kernel through naga, without a driver.
 #[cfg(feature = "gpu")]

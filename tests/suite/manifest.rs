@@ -28,7 +28,7 @@ pub(crate) struct Manifest {
     versions: BTreeMap<String, String>,
     pub(crate) cases: Vec<Case>,
     not_run: Vec<NotRun>,
-    dynamic_lr: Vec<DynamicLr>,
+    pub(crate) dynamic_lr: Vec<DynamicLr>,
     pub(crate) schedules: Vec<ScheduleValues>,
     loss_scale: Vec<LossScale>,
 }
@@ -160,11 +160,11 @@ struct NotRun {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read strictly; the lists are not built yet")]
-struct DynamicLr {
-    r#fn: String,
-    args: Vec<Value>,
-    values: Vec<f64>,
+#[expect(dead_code, reason = "read strictly, used in part")]
+pub(crate) struct DynamicLr {
+    pub(crate) r#fn: String,
+    pub(crate) args: Vec<Value>,
+    pub(crate) values: Vec<f64>,
     max_abs_diff_2_10: f64,
 }
 

@@ -217,3 +217,11 @@ pub fn check(name: &str, expected: &'static str, got: f64, valid: impl Fn(f64) -
         Err(Error::HyperParameter { name: name.to_owned(), expected, got: got.to_string() })
     }
 }
+
+/// Checks a count.
+pub(crate) fn at_least_one(value: u64, name: &str) -> Result<()> {
+    if value == 0 {
+        return Err(Error::HyperParameter { name: name.to_owned(), expected: "≥ 1", got: "0".into() });
+    }
+    Ok(())
+}

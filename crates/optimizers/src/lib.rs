@@ -48,7 +48,7 @@ pub use optim_core::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
     DeviceMemory, Error, Ftrl, Grad, IntoBackend, Lamb, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, Outcome,
     ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Sgd,
-    StepReport, Values, rule, schedule,
+    StepReport, Values, dynamic_lr, rule, schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;

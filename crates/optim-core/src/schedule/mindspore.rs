@@ -1,65 +1,10 @@
-//! Schedules: rates as pure functions of the update's index.
-//!
-//! A schedule holds no counter, so resuming a run needs nothing but the step count, and a rate can be asked for at any
-//! index. Index 0 is the first update. Values are computed in `f64`; MindSpore's classes compute in `f32`, which differs in
-//! the last bits only.
+//! MindSpore's schedule classes. It computes them in `f32`, which differs in the last bits only.
 
 use std::f64::consts::PI;
-use std::fmt;
 
-use crate::error::check;
-use crate::{Error, Result};
-
-/// A rate as a function of the 0-based index of the update.
-///
-/// ```
-/// use optim_core::Schedule;
-///
-/// #[derive(Debug)]
-/// struct Halving;
-/// impl Schedule for Halving {
-///     fn at(&self, update: u64) -> f64 {
-///         0.1 * 0.5_f64.powf(update as f64 / 1000.0)
-///     }
-/// }
-/// assert_eq!(Halving.at(1000), 0.05);
-/// ```
-pub trait Schedule: fmt::Debug + Send + Sync {
-    /// The rate of the update with this index. It must be finite, and the same whenever it is asked for.
-    fn at(&self, update: u64) -> f64;
-
-    /// This schedule for the first `updates` updates, then `next`, whose own index starts at 0 there.
-    ///
-    /// ```
-    /// use optim_core::{Schedule, schedule::{CosineDecay, WarmUp}};
-    /// # fn main() -> optim_core::Result<()> {
-    /// let rate = WarmUp::new(0.1, 100)?.then(100, CosineDecay::new(0.0, 0.1, 900)?);
-    /// assert_eq!((rate.at(50), rate.at(100)), (0.05, 0.1));
-    /// assert!(rate.at(1000) < 1e-12);
-    /// # Ok(())
-    /// # }
-    /// ```
-    fn then<S: Schedule>(self, updates: u64, next: S) -> Then<Self, S>
-    where
-        Self: Sized,
-    {
-        Then { first: self, updates, next }
-    }
-}
-
-/// Two schedules one after the other: see [`Schedule::then`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Then<A, B> {
-    first: A,
-    updates: u64,
-    next: B,
-}
-
-impl<A: Schedule, B: Schedule> Schedule for Then<A, B> {
-    fn at(&self, update: u64) -> f64 {
-        if update < self.updates { self.first.at(update) } else { self.next.at(update - self.updates) }
-    }
-}
+use super::Schedule;
+use crate::Result;
+use crate::error::{at_least_one, check};
 
 /// Linear warm-up (MindSpore `WarmUpLR`): `lr · min(i, W) / W`. The first rate is 0; it stays at `lr` from index `W` on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -300,11 +245,4 @@ fn check_decay(schedule: &str, lr: f64, decay_rate: f64, decay_steps: u64) -> Re
     check(&format!("{schedule}: lr"), "finite and > 0", lr, |x| x.is_finite() && x > 0.0)?;
     check(&format!("{schedule}: decay_rate"), "finite and > 0", decay_rate, |x| x.is_finite() && x > 0.0)?;
     at_least_one(decay_steps, &format!("{schedule}: decay_steps"))
-}
-
-fn at_least_one(value: u64, name: &str) -> Result<()> {
-    if value == 0 {
-        return Err(Error::HyperParameter { name: name.to_owned(), expected: "≥ 1", got: "0".into() });
-    }
-    Ok(())
 }
