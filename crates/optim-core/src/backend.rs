@@ -6,8 +6,10 @@
 
 use std::fmt;
 
-use crate::rule::{Sparse, StepScalars};
-use crate::{Error, Grad, ParamMut, Parameter, Result, Rule};
+use crate::format::{BLOCK, Code8, Master, StateDType};
+use crate::guard::{Control, Guard, Verdict};
+use crate::rule::{Slot, StepScalars};
+use crate::{DType, DeviceMemory, Error, Grad, ParamMut, Parameter, Result, Rule};
 
 /// Where arrays live and updates run. Object-safe; an optimizer has no type parameter for it.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -17,44 +19,226 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// One line for people: which processor or adapter, which instruction set or driver, how many threads.
     fn describe(&self) -> String;
 
-    /// Makes the engine of one optimizer: allocates its slots and fills them with their initial values.
+    /// Makes the engine of one optimizer: allocates its state and fills it with initial values.
     fn engine(&self, plan: &Plan<'_>) -> Result<Box<dyn Engine>>;
 }
 
 /// What an engine is made for.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
-    /// The rule.
-    pub rule: &'a Rule,
+    /// The rules in use; equal ones may stand more than once.
+    pub rules: &'a [Rule],
     /// The parameters, in the order in which a step hands them over.
-    pub parameters: &'a [Parameter],
+    pub tensors: &'a [Tensor],
+    /// The number of groups, for the guard's norms.
+    pub groups: usize,
 }
 
-/// One optimizer's slots on a backend, and the kernels that update them.
+/// One parameter as an engine sees it.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// Name, shape, element type.
+    pub parameter: Parameter,
+    /// The index of its group.
+    pub group: usize,
+    /// The index of its rule in [`Plan::rules`].
+    pub rule: usize,
+    /// What stands behind a 16-bit parameter; without meaning for an `f32` one.
+    pub master: Master,
+    /// How slots are kept that can be kept narrow.
+    pub state: StateDType,
+    /// Whether an average of the parameter is kept.
+    pub ema: bool,
+    /// The key of its random bits: [`format::tensor_key`](crate::format::tensor_key).
+    pub key: u32,
+}
+
+/// One of the arrays that an engine keeps for a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// A slot of the rule; its codes, if it is kept in 8 bits.
+    Slot(usize),
+    /// The scales of a slot that is kept in 8 bits: one for each block of 256 elements.
+    Scales(usize),
+    /// What stands behind a 16-bit parameter: `f32` values, or the 16 correction bits of a split master.
+    Master,
+    /// The average of the parameter.
+    Ema,
+}
+
+/// The element type of an array in an engine's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 16 bits without a meaning of their own.
+    U16,
+    /// 8-bit codes.
+    U8,
+}
+
+impl Element {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 | Self::U16 => 2,
+            Self::U8 => 1,
+        }
+    }
+}
+
+/// How a slot is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SlotFormat {
+    /// As `f32`.
+    F32,
+    /// As `f16`, rounded as [`compressed`](crate::compressed) says: second moments of a factored rule.
+    F16,
+    /// As bf16, rounded stochastically.
+    Bf16,
+    /// In 8 bits with a scale for each block of 256 elements, rounded stochastically.
+    Block8(Code8),
+}
+
+impl Tensor {
+    /// How a slot is kept: narrow if the parameter's state is and the slot can be.
+    #[must_use]
+    pub fn slot_format(&self, slot: &Slot) -> SlotFormat {
+        match (slot.dtype, self.state, slot.narrow) {
+            (DType::F16, ..) => SlotFormat::F16,
+            (DType::Bf16, ..) | (DType::F32, StateDType::Bf16, Some(_)) => SlotFormat::Bf16,
+            (DType::F32, StateDType::Block8, Some(code)) => SlotFormat::Block8(code),
+            (DType::F32, StateDType::F32, _) | (DType::F32, _, None) => SlotFormat::F32,
+        }
+    }
+
+    /// What stands behind the parameter in the state; `None` for an `f32` parameter.
+    #[must_use]
+    pub fn master(&self) -> Option<Master> {
+        (self.parameter.dtype() != DType::F32).then_some(self.master)
+    }
+
+    /// The arrays kept for the parameter, with their element types and numbers of elements: the slots of its rule in order, each
+    /// followed by its scales, then master and average.
+    #[must_use]
+    pub fn arrays(&self, slots: &[Slot]) -> Vec<(Part, Element, usize)> {
+        let len = self.parameter.len();
+        let mut arrays = Vec::new();
+        for (nth, slot) in slots.iter().enumerate() {
+            let len = slot.shape.len(self.parameter.shape());
+            let element = match self.slot_format(slot) {
+                SlotFormat::F32 => Element::F32,
+                SlotFormat::F16 => Element::F16,
+                SlotFormat::Bf16 => Element::Bf16,
+                SlotFormat::Block8(_) => {
+                    arrays.push((Part::Slot(nth), Element::U8, len));
+                    arrays.push((Part::Scales(nth), Element::F32, len.div_ceil(BLOCK)));
+                    continue;
+                }
+            };
+            arrays.push((Part::Slot(nth), element, len));
+        }
+        match self.master() {
+            Some(Master::F32) => arrays.push((Part::Master, Element::F32, len)),
+            Some(Master::Split) => arrays.push((Part::Master, Element::U16, len)),
+            Some(Master::None | Master::Stochastic) | None => {}
+        }
+        if self.ema {
+            arrays.push((Part::Ema, Element::F32, len));
+        }
+        arrays
+    }
+
+    /// The rows over which a gradient is centralized or clipped by units, and the elements of each: the first axis and the product
+    /// of the others; one row for a parameter of fewer than two axes.
+    #[must_use]
+    pub fn rows(&self) -> (usize, usize) {
+        match self.parameter.shape() {
+            [] | [_] => (1, self.parameter.len()),
+            [rows, rest @ ..] => (*rows, rest.iter().product()),
+        }
+    }
+}
+
+/// One optimizer's state on a backend, and the kernels that update it.
 pub trait Engine: fmt::Debug + Send {
-    /// Updates every parameter that has a gradient. Lengths and types have been checked; checks that only the backend can
-    /// make come first, before anything is changed.
-    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()>;
+    /// Updates every parameter that has a gradient and a record. Lengths and types have been checked; checks that only the
+    /// backend can make come first, before anything is changed.
+    ///
+    /// With a [guard](Update::guard) it first measures and decides; [`Progress`] says whether the verdict is there.
+    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress>;
 
-    /// The values of one slot of one parameter. Waits for the device.
-    fn read_slot(&self, parameter: usize, slot: usize) -> Result<Vec<f32>>;
+    /// The verdict of the oldest update that was still [`Progress::Pending`]; `None` if there is no such update or, without
+    /// `wait`, if the device is not done with it.
+    fn verdict(&mut self, wait: bool) -> Result<Option<Verdict>> {
+        let _ = wait;
+        Ok(None)
+    }
 
-    /// Replaces the values of one slot of one parameter; `values` has the parameter's length.
-    fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()>;
+    /// Where loss scale and counters stand. Waits for the device.
+    fn control(&self) -> Result<Control>;
+
+    /// Replaces them. No update is pending.
+    fn set_control(&mut self, control: &Control) -> Result<()>;
+
+    /// Sets the master and the average of parameters to what is in their memory, for those whose flag is set. Nothing else
+    /// changes.
+    fn seed(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>]) -> Result<()>;
+
+    /// Adds `weight · g` to what has been accumulated, in `f32`; a parameter whose flag is set starts anew from 0. A missing
+    /// gradient adds nothing.
+    fn accumulate(&mut self, weight: f32, fresh: &[bool], grads: &[Grad<'_>]) -> Result<()>;
+
+    /// Writes averages into parameters' memory (`into` true) and keeps what was there, or brings that back.
+    fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()>;
+
+    /// Copies elements of an array from the `first` on, in memory order and the host's byte order. Waits for the device.
+    fn read(&self, parameter: usize, part: Part, first: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// Replaces elements of an array.
+    fn write(&mut self, parameter: usize, part: Part, first: usize, bytes: &[u8]) -> Result<()>;
+
+    /// The loss scale in the device's memory: one `f32` that a kernel of the caller's can read. `None` if it is on the host.
+    fn loss_scale_memory(&self) -> Option<&dyn DeviceMemory> {
+        None
+    }
+}
+
+/// How far an update has come when [`Engine::update`] returns.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Progress {
+    /// There was nothing to decide: it is applied, or will be.
+    Applied,
+    /// The guard has decided.
+    Decided(Verdict),
+    /// The device decides; [`Engine::verdict`] will tell.
+    Pending,
 }
 
 /// One update as numbers: which parameter computes with which record.
 #[derive(Debug, Clone, Copy)]
 pub struct Update<'a> {
-    /// The distinct records of this update.
+    /// The rules, as in the plan but for hyper-parameters.
+    pub rules: &'a [Rule],
+    /// The distinct records of this update. With a guard whose verdicts are pending: those of the first update that it may be,
+    /// then those of the next, …; [`Guard::records`] of each.
     pub records: &'a [Record],
-    /// For each parameter the index of its record.
+    /// For each parameter the index of its record; [`FROZEN`] for one that is left alone.
     pub record_of: &'a [u32],
     /// For each parameter with a row-sparse gradient its rows in order; else without entries.
     pub rows: &'a [RowList],
-    /// What the rows do that are not listed.
-    pub sparse: Sparse,
+    /// What is measured and decided first, if anything is.
+    pub guard: Option<&'a Guard>,
 }
+
+/// In place of the index of a record: the parameter is left alone, and its gradient is not looked at.
+pub const FROZEN: u32 = u32::MAX;
 
 /// The rows that a row-sparse gradient lists, in ascending order, each once, and where they stand in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -109,23 +293,72 @@ pub struct Record {
     /// The layer-wise trust ratio; [`Trust::NONE`] for none. It needs a first walk over parameter and gradient, which
     /// completes the shaping.
     pub trust: Trust,
+    /// What is done row by row, and what happens beside the rule.
+    pub stages: Stages,
     /// What the rule's kernel computes with.
     pub scalars: StepScalars,
 }
 
-/// How a gradient is shaped: `g ← factor · g + weight_decay · p`, each term only where it does something.
+/// How a gradient is shaped, each term only where it does something, in this order:
+///
+/// ```text
+/// g ← factor · g
+/// g ← min(max(g, −limit), limit)
+/// g ← a · g                       a: the row's factor of adaptive clipping (Stages::units)
+/// g ← g + weight_decay · p
+/// g ← g − mean                    mean: of what stands here, over the row (CENTRALIZE)
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Shaping {
-    /// `1 / loss_scale`. 1 leaves the gradient's bits as they are.
+    /// `1 / loss_scale`, and what the guard makes of it. 1 leaves the gradient's bits as they are.
     pub factor: f32,
     /// The L2 decay; 0 leaves the gradient's bits as they are.
     pub weight_decay: f32,
+    /// The largest magnitude of an element; 0 for no limit.
+    pub limit: f32,
+    /// [`CENTRALIZE`](Self::CENTRALIZE), [`SKIP`](Self::SKIP).
+    pub flags: u32,
 }
 
 impl Shaping {
     /// The gradient as it is.
-    pub const NONE: Self = Self { factor: 1.0, weight_decay: 0.0 };
+    pub const NONE: Self = Self { factor: 1.0, weight_decay: 0.0, limit: 0.0, flags: 0 };
+
+    /// The mean over all axes but the first is subtracted.
+    pub const CENTRALIZE: u32 = 1;
+
+    /// Nothing is updated: set by the guard.
+    pub const SKIP: u32 = 2;
+}
+
+/// The numbers of the stages around a rule.
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Stages {
+    /// The number of this update, low 32 bits, for stochastic rounding.
+    pub step: u32,
+    /// `1 − decay` of the average: `ema ← ema + weight · (p − ema)` after the update. 0 leaves it alone.
+    pub ema: f32,
+    /// The largest norm of the gradient, within what [`Guard::clip`] says; 0 for no limit.
+    pub max_norm: f32,
+    /// The group, or the parameter where the guard clips parameters: whose norm counts.
+    pub owner: u32,
+    /// Adaptive gradient clipping: `λ`; 0 for none. For each row `a = 1` if `‖g‖ ≤ λ · max(‖p‖, ε)`, else
+    /// `λ · max(‖p‖, ε) / ‖g‖`.
+    pub units: f32,
+    /// Its `ε`.
+    pub units_epsilon: f32,
+    /// Fill 32 bytes.
+    pub pad: [u32; 2],
+}
+
+impl Record {
+    /// Whether sums over rows are needed before the update.
+    #[must_use]
+    pub fn needs_rows(&self) -> bool {
+        self.shaping.flags & Shaping::CENTRALIZE != 0 || self.stages.units > 0.0
+    }
 }
 
 /// What a layer-wise trust ratio is made of: see [`Lars`](crate::rules::Lars).

@@ -138,6 +138,44 @@ pub enum Error {
         /// The names there are.
         expected: String,
     },
+    /// More steps in a row were skipped than the loss scale allows. The last of them was skipped too; nothing else has changed.
+    #[error("{skips} steps in a row were skipped: the gradient of {name:?} is not finite")]
+    TooManySkips {
+        /// The first parameter whose gradient is not finite.
+        name: String,
+        /// Steps skipped in a row.
+        skips: u32,
+    },
+    /// A pattern chooses no parameter.
+    #[error("{place}: {pattern} matches no parameter that is not in an earlier group")]
+    NoMatch {
+        /// The group.
+        place: String,
+        /// The pattern.
+        pattern: String,
+    },
+    /// No group takes a parameter.
+    #[error("parameter {name:?} is in no group: add one for the rest")]
+    Unclaimed {
+        /// The parameter.
+        name: String,
+    },
+    /// A pattern does not parse.
+    #[error("the pattern {pattern:?} does not parse: {detail}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Something is asked for at a time when it cannot be done.
+    #[error("{what}: {expected}")]
+    State {
+        /// What was asked for.
+        what: &'static str,
+        /// What has to be done first.
+        expected: &'static str,
+    },
     /// A combination that this version does not run. Never a silent fallback.
     #[error("{what} is not supported by the {backend} backend")]
     Unsupported {

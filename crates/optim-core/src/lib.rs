@@ -15,6 +15,8 @@
 //! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step; lists to hand over |
 //! | [`memory`] | the caller's memory, borrowed for one step |
 //! | [`optimizer`] | the builder, the step |
+//! | [`guard`] | what is measured of gradients and decided before an update; loss scales |
+//! | [`format`] | how numbers are kept in 16 and 8 bits |
 //! | [`backend`] | what a backend must do |
 //! | [`report`], [`error`] | what comes back |
 #![forbid(unsafe_code)]
@@ -23,7 +25,9 @@ pub mod backend;
 pub mod compressed;
 pub mod dynamic_lr;
 pub mod error;
+pub mod format;
 pub mod group;
+pub mod guard;
 pub mod memory;
 pub mod optimizer;
 pub mod parameter;

@@ -99,6 +99,9 @@ pub enum Grad<'a> {
     Device(&'a dyn DeviceMemory),
     /// For some rows only: see [`Grad::rows`].
     Rows(&'a [u32], Values<'a>),
+    /// What the engine has accumulated, in `f32`: see [`Optimizer::accumulate`](crate::Optimizer::accumulate). Only an optimizer
+    /// hands it to its engine.
+    Accumulated,
 }
 
 /// The values of a row-sparse gradient. Made by `.into()`.
@@ -177,6 +180,7 @@ impl Grad<'_> {
             Self::Bf16(slice) => Some(slice.len()),
             Self::Device(memory) => Some(memory.len()),
             Self::Rows(_, values) => Some(values.len()),
+            Self::Accumulated => None,
         }
     }
 
@@ -202,6 +206,7 @@ impl Grad<'_> {
             Self::Bf16(_) => Some(DType::Bf16),
             Self::Device(memory) => Some(memory.dtype()),
             Self::Rows(_, values) => Some(values.dtype()),
+            Self::Accumulated => Some(DType::F32),
         }
     }
 }

@@ -4,8 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Engine, IntoBackend, Plan, Record, RowList, Shaping, Trust, Update};
+use bytemuck::Zeroable;
+
+use crate::backend::{
+    Backend, Engine, IntoBackend, Part, Plan, Record, RowList, Shaping, Stages, Tensor, Trust, Update,
+};
 use crate::error::check;
+use crate::format::{self, Master, StateDType};
 use crate::rule::{At, Decay, MAX_SLOTS, Passes, SlotShape, Sparse};
 use crate::rules::single;
 use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
@@ -124,8 +129,22 @@ impl Builder {
             .collect::<Vec<_>>();
 
         let backend = backend.into_backend()?;
-        let engine = backend.engine(&Plan { rule: &self.rule, parameters: &parameters })?;
+        let tensors: Vec<Tensor> = (parameters.iter().zip(&group_of))
+            .map(|(parameter, &group)| Tensor {
+                key: format::tensor_key(0, parameter.name()),
+                parameter: parameter.clone(),
+                group,
+                rule: 0,
+                master: Master::F32,
+                state: StateDType::F32,
+                ema: false,
+            })
+            .collect();
+        let rules = vec![self.rule.clone()];
+        let engine = backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: groups.len() })?;
         Ok(Optimizer {
+            rules,
+            tensors,
             record_of: vec![0; parameters.len()],
             rows: vec![RowList::default(); parameters.len()],
             updated: vec![false; parameters.len()],
@@ -295,6 +314,8 @@ struct Class {
 #[derive(Debug)]
 pub struct Optimizer {
     rule: Rule,
+    rules: Vec<Rule>,
+    tensors: Vec<Tensor>,
     parameters: Vec<Parameter>,
     groups: Vec<Group>,
     classes: Vec<Class>,
@@ -337,11 +358,12 @@ impl Optimizer {
         self.fill_rows(grads);
         let update = Update {
             records: &self.records,
+            rules: &self.rules,
             record_of: &self.record_of,
             rows: &self.rows,
-            sparse: self.rule.spec().sparse(),
+            guard: None,
         };
-        self.engine.update(&update, params, grads)?;
+        let _ = self.engine.update(&update, params, grads)?;
         self.step += 1;
         self.previous_rates.copy_from_slice(&rates);
         self.beta_powers = beta_powers;
@@ -382,8 +404,11 @@ impl Optimizer {
     pub fn slot(&self, parameter: &str, slot: &str) -> Result<Vec<f32>> {
         let names = self.parameters.iter().map(Parameter::name);
         let slots = self.rule.spec().slots();
-        let slots = slots.iter().map(|s| s.name);
-        self.engine.read_slot(find("parameter", names, parameter)?, find("slot", slots, slot)?)
+        let index = find("parameter", names, parameter)?;
+        let nth = find("slot", slots.iter().map(|s| s.name), slot)?;
+        let mut values = vec![0.0_f32; slots[nth].shape.len(self.parameters[index].shape())];
+        self.engine.read(index, Part::Slot(nth), 0, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     fn check_memory(&self, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
@@ -474,7 +499,7 @@ impl Optimizer {
                 Decay::Decoupled => (0.0, decay),
             };
             let beta_powers = beta_powers.map(f64::from);
-            let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2) };
+            let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2), ..Shaping::NONE };
             let lr = rates[class.group];
             let dynamic_lr = !matches!(self.groups[class.group].lr, Rate::Fixed(_));
             let previous_lr = if self.step == 0 { lr } else { self.previous_rates[class.group] };
@@ -483,7 +508,8 @@ impl Optimizer {
                     At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, dynamic_lr, first };
                 let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
                 let trust = trust.unwrap_or(Trust::NONE);
-                self.records.push(Record { shaping, trust, scalars: rule.scalars(&at) });
+                let stages = Stages::zeroed();
+                self.records.push(Record { shaping, trust, stages, scalars: rule.scalars(&at) });
             }
         }
         for ((record, &class), &updated) in self.record_of.iter_mut().zip(&self.class_of).zip(&self.updated) {

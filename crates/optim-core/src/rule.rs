@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytemuck::{NoUninit, Zeroable};
 
 use crate::backend::Trust;
+use crate::format::Code8;
 use crate::rules::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, Lars,
     LazyAdam, Lion, Momentum, NAdam, ProximalAdagrad, RAdam, RmsProp, Rprop, Sgd,
@@ -24,13 +25,22 @@ pub struct Slot {
     /// The element type in memory. [`DType::F16`] only for the second moments of a rule with [`Passes::Factored`]: see
     /// [`compressed`](crate::compressed). Kernels compute in `f32`, and [`Optimizer::slot`](crate::Optimizer::slot) gives `f32`.
     pub dtype: DType,
+    /// How it may be kept in fewer bits: see [`StateDType`](crate::format::StateDType). `None`: always as `dtype`.
+    pub narrow: Option<Code8>,
 }
 
 impl Slot {
     /// A slot of `f32` shaped like the parameter.
     #[must_use]
     pub const fn new(name: &'static str, init: f32) -> Self {
-        Self { name, init, shape: SlotShape::Same, dtype: DType::F32 }
+        Self { name, init, shape: SlotShape::Same, dtype: DType::F32, narrow: None }
+    }
+
+    /// A slot of `f32` or fewer bits, shaped like the parameter: one whose rounding the rule bears, if it errs to either side
+    /// alike. A [`Code8::Positive`] one is never negative, and what is not 0 does not become 0.
+    #[must_use]
+    pub const fn narrow(name: &'static str, init: f32, code: Code8) -> Self {
+        Self { narrow: Some(code), ..Self::new(name, init) }
     }
 }
 

@@ -167,7 +167,7 @@ impl UpdateRule for AdaFactor {
 
     fn slots(&self) -> Vec<Slot> {
         let dtype = if self.compression { DType::F16 } else { DType::F32 };
-        let slot = |name, shape| Slot { name, init: 0.0, shape, dtype };
+        let slot = |name, shape| Slot { dtype, shape, ..Slot::new(name, 0.0) };
         let mut slots = vec![
             slot("exp_avg_sq_row", SlotShape::Rows),
             slot("exp_avg_sq_col", SlotShape::Columns),

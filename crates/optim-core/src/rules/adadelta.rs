@@ -1,6 +1,7 @@
 //! Adadelta: see [`Adadelta`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Slot, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{rounded, single};
 use crate::{Rate, Result};
@@ -95,7 +96,7 @@ impl UpdateRule for Adadelta {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot::new("accum", 0.0), Slot::new("accum_update", 0.0)]
+        ["accum", "accum_update"].map(|name| Slot::narrow(name, 0.0, Code8::Positive)).to_vec()
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

@@ -1,6 +1,7 @@
 //! Adagrad: see [`Adagrad`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{rounded, single};
 use crate::{Rate, Result};
@@ -110,7 +111,7 @@ impl UpdateRule for Adagrad {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot::new("accum", single(self.accum))]
+        vec![Slot::narrow("accum", single(self.accum), Code8::Positive)]
     }
 
     #[allow(clippy::cast_precision_loss, reason = "nobody counts to 2^53 updates")]

@@ -1,6 +1,7 @@
 //! Adam: see [`Adam`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{power, rounded, single};
 use crate::{Error, Rate, Result};
@@ -159,7 +160,7 @@ pub(crate) fn validate_eps(rule: &str, eps: f64) -> Result<()> {
 
 /// MindSpore's slots, of each rule with this kernel.
 pub(crate) fn slots() -> Vec<Slot> {
-    vec![Slot::new("moment1", 0.0), Slot::new("moment2", 0.0)]
+    vec![Slot::narrow("moment1", 0.0, Code8::Signed), Slot::narrow("moment2", 0.0, Code8::Positive)]
 }
 
 /// MindSpore's step scalars, of each rule with this kernel.

@@ -1,6 +1,7 @@
 //! Adan: see [`Adan`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Decay, Slot, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{adam, power, single};
 use crate::{Rate, Result};
@@ -138,7 +139,13 @@ impl UpdateRule for Adan {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        ["moment1", "moment_diff", "moment2", "prev"].map(|name| Slot::new(name, 0.0)).to_vec()
+        vec![
+            Slot::narrow("moment1", 0.0, Code8::Signed),
+            Slot::narrow("moment_diff", 0.0, Code8::Signed),
+            Slot::narrow("moment2", 0.0, Code8::Positive),
+            // Its difference to the next gradient counts, which a rounding would drown.
+            Slot::new("prev", 0.0),
+        ]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

@@ -1,6 +1,7 @@
 //! LAMB: see [`Lamb`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Decay, Passes, Slot, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{power, rounded, single};
 use crate::{Rate, Result};
@@ -113,7 +114,7 @@ impl UpdateRule for Lamb {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot::new("moment1", 0.0), Slot::new("moment2", 0.0)]
+        vec![Slot::narrow("moment1", 0.0, Code8::Signed), Slot::narrow("moment2", 0.0, Code8::Positive)]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

@@ -1,6 +1,7 @@
 //! Lion: see [`Lion`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Decay, Slot, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::single;
 use crate::{Rate, Result};
@@ -103,7 +104,7 @@ impl UpdateRule for Lion {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot::new("moment1", 0.0)]
+        vec![Slot::narrow("moment1", 0.0, Code8::Signed)]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

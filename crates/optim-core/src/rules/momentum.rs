@@ -1,6 +1,7 @@
 //! Momentum: see [`Momentum`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::single;
 use crate::{Rate, Result};
@@ -87,7 +88,7 @@ impl UpdateRule for Momentum {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot::new("moments", 0.0)]
+        vec![Slot::narrow("moments", 0.0, Code8::Signed)]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

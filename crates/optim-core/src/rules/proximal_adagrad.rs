@@ -1,6 +1,7 @@
 //! Proximal Adagrad: see [`ProximalAdagrad`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::single;
 use crate::{Rate, Result};
@@ -102,7 +103,7 @@ impl UpdateRule for ProximalAdagrad {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        vec![Slot::new("accum", single(self.accum))]
+        vec![Slot::narrow("accum", single(self.accum), Code8::Positive)]
     }
 
     fn scalars(&self, at: &At) -> StepScalars {

@@ -1,6 +1,7 @@
 //! RMSProp: see [`RmsProp`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Slot, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{rounded, single};
 use crate::{Rate, Result};
@@ -144,9 +145,12 @@ impl UpdateRule for RmsProp {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        let mut slots = vec![Slot::new("ms", single(self.initial_ms))];
+        // Centered, the root of the difference of two slots is taken, which a rounding could make negative.
+        let ms = single(self.initial_ms);
+        let ms = if self.centered { Slot::new("ms", ms) } else { Slot::narrow("ms", ms, Code8::Positive) };
+        let mut slots = vec![ms];
         if self.momentum != 0.0 {
-            slots.push(Slot::new("moment", 0.0));
+            slots.push(Slot::narrow("moment", 0.0, Code8::Signed));
         }
         if self.centered {
             slots.push(Slot::new("mg", 0.0));

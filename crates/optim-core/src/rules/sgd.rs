@@ -1,6 +1,7 @@
 //! Stochastic gradient descent: see [`Sgd`].
 
 use crate::error::check;
+use crate::format::Code8;
 use crate::rule::{At, Slot, Sparse, StepScalars, UpdateRule, config, step_scalars};
 use crate::rules::{rounded, single};
 use crate::{Error, Rate, Result};
@@ -111,7 +112,7 @@ impl UpdateRule for Sgd {
     }
 
     fn slots(&self) -> Vec<Slot> {
-        if self.momentum == 0.0 { vec![] } else { vec![Slot::new("accum", 0.0)] }
+        if self.momentum == 0.0 { vec![] } else { vec![Slot::narrow("accum", 0.0, Code8::Signed)] }
     }
 
     fn entry(&self) -> &'static str {
