@@ -2,6 +2,8 @@
 
 // Counts the allocations of a step. Holds the binary's allocator.
 mod allocations;
+// Odd calls: MindSpore's answers and this library's.
+mod behaviours;
 // AdaFactor's second moments in half precision.
 mod compression;
 // Lists of rates against MindSpore's.
