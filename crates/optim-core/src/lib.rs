@@ -13,6 +13,7 @@
 //! | [`group`] | parameters that share settings |
 //! | [`rule`], [`rules`] | update formulas: one file a rule |
 //! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step; lists to hand over |
+//! | [`format`](mod@format) | numbers in fewer bits, stochastic rounding |
 //! | [`memory`] | the caller's memory, borrowed for one step |
 //! | [`optimizer`] | the builder, the step |
 //! | [`backend`] | what a backend must do |
@@ -23,6 +24,7 @@ pub mod backend;
 pub mod compressed;
 pub mod dynamic_lr;
 pub mod error;
+pub mod format;
 pub mod group;
 pub mod memory;
 pub mod optimizer;
