@@ -17,6 +17,7 @@
 //! the probability of its distance from the number below, it is kept on average. The random bits are a function of a key
 //! of the tensor, the step, the element and what is stored ([`random`]): there is no generator with a state, so a
 //! run repeats itself on any backend, with any number of threads, and after it was resumed.
+#![allow(clippy::cast_possible_truncation, reason = "the bits that a cast drops are 0, or are meant to go")]
 
 use std::fmt;
 
@@ -241,17 +242,23 @@ pub fn join(bf16: u16, correction: u16) -> f32 {
     f32::from_bits((u32::from(bf16) << 16).wrapping_add(correction).wrapping_sub(borrow))
 }
 
-/// The scale of a block: its largest |x|; 0 if all are 0 or there is none. Not a number, or infinite, if one of them is: so
-/// the whole block is read as NaN.
+/// The scale of a block whose largest [`magnitude`] this is. If that is not finite it is NaN, and so is then all that is read
+/// from the block.
+#[inline(always)]
+#[must_use]
+pub fn scale_from(largest: u32) -> f32 {
+    let mut bits = largest;
+    if largest >= INFINITE {
+        bits = 0x7fc0_0000;
+    }
+    f32::from_bits(bits)
+}
+
+/// The scale of a block: its largest |x|; 0 if all are 0 or there is none. See [`scale_from`].
 #[inline(always)]
 #[must_use]
 pub fn scale_of(block: &[f32]) -> f32 {
-    let mut largest = 0;
-    for &x in block {
-        let magnitude = magnitude(x);
-        largest = if magnitude > largest { magnitude } else { largest };
-    }
-    f32::from_bits(largest)
+    scale_from(block.iter().fold(0, |largest, &x| largest.max(magnitude(x))))
 }
 
 /// The number of a signed code: `±(c / 127)² · scale`, for `c` from −127 to 127 in two's complement.
@@ -336,8 +343,8 @@ fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
     if rest > threshold * gap {
         root += 1;
     }
-    let scale = magnitude(scale);
-    if scale == 0 || scale >= INFINITE {
+    let bits = magnitude(scale);
+    if bits == 0 || bits >= INFINITE {
         root = 0;
     }
     root
@@ -347,13 +354,13 @@ fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn hash(x: u32) -> u32 {
-    let mut x = x;
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x21f0_aaad);
-    x ^= x >> 15;
-    x = x.wrapping_mul(0xd35a_2d97);
-    x ^= x >> 15;
-    x
+    let mut mixed = x;
+    mixed ^= mixed >> 16;
+    mixed = mixed.wrapping_mul(0x21f0_aaad);
+    mixed ^= mixed >> 15;
+    mixed = mixed.wrapping_mul(0xd35a_2d97);
+    mixed ^= mixed >> 15;
+    mixed
 }
 
 /// The key of a tensor: FNV-1a of 64 bits over the eight bytes of `seed`, least first, and the name in UTF-8; the two halves
