@@ -51,20 +51,32 @@ impl Rate {
         }
     }
 
-    /// The rate of the 0-based update `update`. `place` says whose rate it is, for errors; it is called only then.
-    pub(crate) fn at(&self, update: u64, place: impl Fn() -> String) -> Result<f64> {
+    /// As [`validate`](Self::validate), where nothing negative will do.
+    pub(crate) fn validate_decay(&self, name: &str) -> Result<()> {
+        self.validate(name)?;
+        match self {
+            Self::List(list) => {
+                list.iter().try_for_each(|decay| check(name, "a list of numbers ≥ 0", *decay, |x| x >= 0.0))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rate of the 0-based update `update`. `what` and `place` say which and whose rate it is, for errors; `place` is called only
+    /// then.
+    pub(crate) fn at(&self, update: u64, what: &'static str, place: impl Fn() -> String) -> Result<f64> {
         match self {
             Self::Fixed(lr) => Ok(*lr),
             Self::List(list) => usize::try_from(update)
                 .ok()
                 .and_then(|i| list.get(i).copied())
-                .ok_or_else(|| Error::RateExhausted { place: place(), update, len: list.len() }),
+                .ok_or_else(|| Error::RateExhausted { what, place: place(), update, len: list.len() }),
             Self::Schedule(schedule) => {
                 let lr = schedule.at(update);
                 if single(lr).is_finite() {
                     Ok(lr)
                 } else {
-                    Err(Error::RateNotFinite { place: place(), update, got: lr })
+                    Err(Error::RateNotFinite { what, place: place(), update, got: lr })
                 }
             }
         }
