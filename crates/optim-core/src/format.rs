@@ -323,27 +323,22 @@ pub fn encode_positive(x: f32, scale: f32, random: u32) -> u8 {
 /// One of the two whole numbers around `√(|x| / scale · most)` such that the square is right on average.
 #[inline(always)]
 fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
-    let size = f32::from_bits(magnitude(x));
-    let mut u = size / scale * most;
+    let bits = magnitude(scale);
+    let mut u = f32::from_bits(magnitude(x)) / f32::from_bits(bits) * most;
     if u > most {
         u = most;
     }
-    let mut low = (u.sqrt() as u32) as f32;
-    // A root that was rounded up, or was computed with an error.
-    if low * low > u {
-        low -= 1.0;
+    // The nearest whole number: the low bits of a sum of which 1 is the last bit.
+    let mut root = (u.sqrt() + 8_388_608.0).to_bits() & 0xff;
+    if (root * root) as f32 > u {
+        root -= 1;
     }
-    if (low + 1.0) * (low + 1.0) <= u {
-        low += 1.0;
-    }
-    let rest = u - low * low;
-    let gap = low + low + 1.0;
+    let rest = u - (root * root) as f32;
+    let gap = (root + root + 1) as f32;
     let threshold = (random & 0xff_ffff) as f32 * 5.960_464_5e-8;
-    let mut root = low as u32;
     if rest > threshold * gap {
         root += 1;
     }
-    let bits = magnitude(scale);
     if bits == 0 || bits >= INFINITE {
         root = 0;
     }
