@@ -192,27 +192,22 @@ fn encode_positive(x: f32, scale: f32, random: u32) -> u32 {
 
 // One of the two whole numbers around √(|x| / scale · most) such that the square is right on average.
 fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
-    let size = bitcast<f32>(magnitude(x));
-    var u = size / scale * most;
+    let bits = magnitude(scale);
+    var u = bitcast<f32>(magnitude(x)) / bitcast<f32>(bits) * most;
     if (u > most) {
         u = most;
     }
-    var low = f32(u32(sqrt(u)));
-    // A root that was rounded up, or was computed with an error.
-    if (low * low > u) {
-        low = low - 1.0;
+    // The nearest whole number: the low bits of a sum of which 1 is the last bit.
+    var root = bitcast<u32>(sqrt(u) + 8388608.0) & 0xffu;
+    if (f32(root * root) > u) {
+        root = root - 1u;
     }
-    if ((low + 1.0) * (low + 1.0) <= u) {
-        low = low + 1.0;
-    }
-    let rest = u - low * low;
-    let gap = low + low + 1.0;
+    let rest = u - f32(root * root);
+    let gap = f32(root + root + 1u);
     let threshold = f32(random & 0xffffffu) * 5.9604645e-8;
-    var root = u32(low);
     if (rest > threshold * gap) {
         root = root + 1u;
     }
-    let bits = magnitude(scale);
     if (bits == 0u || bits >= INFINITE) {
         root = 0u;
     }
@@ -237,7 +232,14 @@ fn stream(key: u32, step: u32, plane: u32) -> u32 {
 
 // The random bits of an element, by its index in its tensor.
 fn random_at(stream: u32, element: u32) -> u32 {
-    return hash((element * 0x9e3779b9u) ^ stream);
+    var mixed = element ^ stream;
+    mixed = mixed ^ (mixed >> 16u);
+    mixed = mixed * 0x21f0aaadu;
+    mixed = mixed ^ (mixed >> 15u);
+    mixed = mixed + stream;
+    mixed = mixed * 0xd35a2d97u;
+    mixed = mixed ^ (mixed >> 15u);
+    return mixed;
 }
 
 fn random(key: u32, step: u32, element: u32, plane: u32) -> u32 {

@@ -323,27 +323,22 @@ pub fn encode_positive(x: f32, scale: f32, random: u32) -> u8 {
 /// One of the two whole numbers around `√(|x| / scale · most)` such that the square is right on average.
 #[inline(always)]
 fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
-    let size = f32::from_bits(magnitude(x));
-    let mut u = size / scale * most;
+    let bits = magnitude(scale);
+    let mut u = f32::from_bits(magnitude(x)) / f32::from_bits(bits) * most;
     if u > most {
         u = most;
     }
-    let mut low = (u.sqrt() as u32) as f32;
-    // A root that was rounded up, or was computed with an error.
-    if low * low > u {
-        low -= 1.0;
+    // The nearest whole number: the low bits of a sum of which 1 is the last bit.
+    let mut root = (u.sqrt() + 8_388_608.0).to_bits() & 0xff;
+    if (root * root) as f32 > u {
+        root -= 1;
     }
-    if (low + 1.0) * (low + 1.0) <= u {
-        low += 1.0;
-    }
-    let rest = u - low * low;
-    let gap = low + low + 1.0;
+    let rest = u - (root * root) as f32;
+    let gap = (root + root + 1) as f32;
     let threshold = (random & 0xff_ffff) as f32 * 5.960_464_5e-8;
-    let mut root = low as u32;
     if rest > threshold * gap {
         root += 1;
     }
-    let bits = magnitude(scale);
     if bits == 0 || bits >= INFINITE {
         root = 0;
     }
@@ -384,13 +379,20 @@ pub fn stream(key: u32, step: u32, plane: u32) -> u32 {
 
 /// The 32 random bits of an element, by the low 32 bits of its index in its tensor.
 ///
-/// One hash: `hash(element · 0x9e3779b9 ⊕ stream)`. Within a stream no two elements have the same bits. Two streams
-/// differ before the hash by an exclusive or of about 16 bits that lie anywhere, not by a sum: so none is a shifted copy of the
-/// other. An element never has the same bits in two streams.
+/// [`hash`] of `element ⊕ stream`, with the stream added once more between its two multiplications. Within a stream no two
+/// elements have the same bits. Without the second use another stream would be the same numbers in another order, in runs of
+/// equal shifts; with it, what two streams have in common is as little and as scattered as chance would have it.
 #[inline(always)]
 #[must_use]
 pub fn random_at(stream: u32, element: u32) -> u32 {
-    hash(element.wrapping_mul(0x9e37_79b9) ^ stream)
+    let mut mixed = element ^ stream;
+    mixed ^= mixed >> 16;
+    mixed = mixed.wrapping_mul(0x21f0_aaad);
+    mixed ^= mixed >> 15;
+    mixed = mixed.wrapping_add(stream);
+    mixed = mixed.wrapping_mul(0xd35a_2d97);
+    mixed ^= mixed >> 15;
+    mixed
 }
 
 /// 32 random bits: [`random_at`] an element of a [`stream`].
