@@ -12,7 +12,7 @@
 //! | [`parameter`] | what is trained: name, shape, type |
 //! | [`group`] | parameters that share settings |
 //! | [`rule`], [`rules`] | update formulas: one file a rule |
-//! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step; lists to hand over |
+//! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step, a plateau; lists to hand over |
 //! | [`memory`] | the caller's memory, borrowed for one step |
 //! | [`optimizer`] | the builder, the step |
 //! | [`backend`] | what a backend must do |
