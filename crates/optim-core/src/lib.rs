@@ -17,6 +17,7 @@
 //! | [`optimizer`] | the builder, the step |
 //! | [`backend`] | what a backend must do |
 //! | [`report`], [`error`] | what comes back |
+//! | `serialization` | rules, rates and schedules as data, with the feature `serde` |
 #![forbid(unsafe_code)]
 
 pub mod backend;
@@ -32,6 +33,8 @@ pub mod report;
 pub mod rule;
 pub mod rules;
 pub mod schedule;
+#[cfg(feature = "serde")]
+pub mod serialization;
 
 pub use backend::{Backend, Engine, IntoBackend};
 pub use error::{Error, Result};

@@ -226,11 +226,21 @@ pub struct OneCycle {
 }
 
 impl OneCycle {
+    pub(crate) const PCT_START: f64 = 0.3;
+    pub(crate) const DIV_FACTOR: f64 = 25.0;
+    pub(crate) const FINAL_DIV_FACTOR: f64 = 1e4;
+
     /// `max_lr` finite and > 0; `total_steps` ≥ 1.
     pub fn new(max_lr: f64, total_steps: u64) -> Result<Self> {
         positive("OneCycle: max_lr", max_lr)?;
         at_least_one(total_steps, "OneCycle: total_steps")?;
-        Ok(Self { max_lr, total_steps, pct_start: 0.3, div_factor: 25.0, final_div_factor: 1e4 })
+        Ok(Self {
+            max_lr,
+            total_steps,
+            pct_start: Self::PCT_START,
+            div_factor: Self::DIV_FACTOR,
+            final_div_factor: Self::FINAL_DIV_FACTOR,
+        })
     }
 
     /// The part of the updates in which the rate climbs, from 0 to 1. Default: 0.3.

@@ -85,19 +85,24 @@ pub struct PlateauState {
 }
 
 impl ReduceOnPlateau {
+    pub(crate) const FACTOR: f64 = 0.1;
+    pub(crate) const PATIENCE: u64 = 10;
+    pub(crate) const THRESHOLD: f64 = 1e-4;
+    pub(crate) const EPS: f64 = 1e-8;
+
     /// Starts with the rate `lr`, finite and ≥ 0, and PyTorch's defaults.
     pub fn new(lr: f64) -> Result<Self> {
         not_negative("ReduceOnPlateau: lr", lr)?;
         Ok(Self {
             initial_lr: lr,
             mode: Mode::Min,
-            factor: 0.1,
-            patience: 10,
-            threshold: 1e-4,
+            factor: Self::FACTOR,
+            patience: Self::PATIENCE,
+            threshold: Self::THRESHOLD,
             threshold_mode: Threshold::Relative,
             cooldown: 0,
             min_lr: 0.0,
-            eps: 1e-8,
+            eps: Self::EPS,
             state: PlateauState { lr, best: worst(Mode::Min), num_bad_epochs: 0, cooldown_counter: 0 },
         })
     }
