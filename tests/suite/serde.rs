@@ -97,7 +97,7 @@ fn rate_bits(rate: &Rate) -> Vec<u64> {
 
 #[track_caller]
 fn assert_same(got: &Rule, expected: &Rule) {
-    assert_eq!(format!("{got:?}"), format!("{expected:?}"));
+    assert_eq!(format!("{got:?}"), format!("{expected:?}"), "read back");
     assert_eq!(rate_bits(got.spec().lr()), rate_bits(expected.spec().lr()), "{expected:?}");
 }
 
@@ -388,8 +388,8 @@ impl UpdateRule for Own {
         vec![]
     }
 
-    fn scalars(&self, at: &At) -> StepScalars {
-        [at.lr as f32, 0.0, 0.0, 0.0].into()
+    fn scalars(&self, _: &At) -> StepScalars {
+        [0.1, 0.0, 0.0, 0.0].into()
     }
 
     fn scalar_names(&self) -> &'static [&'static str] {
