@@ -14,6 +14,7 @@
 //! [`state`](ReduceOnPlateau::state) apart.
 //!
 //! Numbers come back to the bit if the format keeps them: `serde_json` does with its feature `float_roundtrip`.
+//! The format must say what it holds, as JSON and TOML do: a number, a list and an object are told apart by it.
 
 use std::fmt;
 use std::sync::Arc;
