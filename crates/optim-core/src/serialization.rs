@@ -8,7 +8,8 @@
 //!
 //! A field that is not known is an error; one that has a default may be left out. What is read passes the checks of the
 //! constructors (a rule also those of [`Builder::build`](crate::Builder::build) that need no parameters), and what would not
-//! pass them is not written; a config on its own, as [`Adam`], is checked when it is built. Closures, and types that this library does not know, cannot be written: errors that say so.
+//! pass them is not written; a config on its own, as [`Adam`], is checked when it is built. Closures, and types that this
+//! library does not know, cannot be written: errors that say so.
 //!
 //! Settings are written, not progress: a [`ReduceOnPlateau`] is read back at its start, with
 //! [`state`](ReduceOnPlateau::state) apart.
