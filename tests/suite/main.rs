@@ -35,6 +35,8 @@ mod rows;
 mod scalars;
 // Schedules against the values of MindSpore and PyTorch, and their laws.
 mod schedules;
+// Rules, rates and schedules as data: written, read back, refused.
+mod serde;
 // Every kernel through naga, without a driver.
 #[cfg(feature = "gpu")]
 mod shaders;

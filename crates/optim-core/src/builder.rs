@@ -296,7 +296,8 @@ impl Builder {
         let own = self.groups.get(group);
         let master = own.and_then(|own| own.master).unwrap_or(self.master);
         if master == Master::Split && parameter.dtype() == DType::F16 {
-            let (name, expected) = (format!("{}: master", parameter.name()), "another than split for f16: it needs bf16");
+            let (name, expected) =
+                (format!("{}: master", parameter.name()), "another than split for f16: it needs bf16");
             return Err(Error::HyperParameter { name, expected, got: "split".into() });
         }
         Ok(Tensor {
@@ -323,7 +324,11 @@ impl Builder {
         for edit in group.edits.iter().chain(&group.varies) {
             if edit(&mut rule, 0).is_none() {
                 let (name, expected) = (format!("{place}: hyper"), "a change of the config of the group's rule");
-                return Err(Error::HyperParameter { name, expected, got: format!("another, for {}", rule.spec().name()) });
+                return Err(Error::HyperParameter {
+                    name,
+                    expected,
+                    got: format!("another, for {}", rule.spec().name()),
+                });
             }
         }
         let name = rule.spec().name();
@@ -387,7 +392,8 @@ impl Builder {
             let mut members = Vec::new();
             for (index, group) in self.groups.iter().enumerate() {
                 if group.select.is_some() {
-                    let (what, expected) = ("a group that selects its parameters", "give those to select from to `params`");
+                    let (what, expected) =
+                        ("a group that selects its parameters", "give those to select from to `params`");
                     return Err(Error::State { what, expected });
                 }
                 if group.params.is_empty() {
@@ -525,9 +531,8 @@ fn check_parameter(parameter: &Parameter) -> Result<()> {
 pub(crate) fn validate_rule(rule: &Rule, place: &str) -> Result<()> {
     let spec = rule.spec();
     spec.validate()?;
-    let refuse = |what, expected, got| {
-        Err(Error::HyperParameter { name: format!("{}.{what}", spec.name()), expected, got })
-    };
+    let refuse =
+        |what, expected, got| Err(Error::HyperParameter { name: format!("{}.{what}", spec.name()), expected, got });
     let slots = spec.slots();
     if matches!(rule.kernel(), Rule::Custom(_)) {
         if spec.passes() != Passes::Elementwise {

@@ -51,9 +51,7 @@ pub enum Error {
         got: String,
     },
     /// A list of rates is shorter than the training.
-    #[error(
-        "the {what}s of {place} are exhausted: update {update} needs index {update}, the list has {len} entries"
-    )]
+    #[error("the {what}s of {place} are exhausted: update {update} needs index {update}, the list has {len} entries")]
     RateExhausted {
         /// "learning rate" or "weight decay".
         what: &'static str,
@@ -65,7 +63,9 @@ pub enum Error {
         len: usize,
     },
     /// A schedule returned a value that is not a finite number, or a negative one for a weight decay.
-    #[error("the {what} of {place} at update {update} is {got}: expected a finite number, of a weight decay not a negative one")]
+    #[error(
+        "the {what} of {place} at update {update} is {got}: expected a finite number, of a weight decay not a negative one"
+    )]
     RateNotFinite {
         /// "learning rate" or "weight decay".
         what: &'static str,

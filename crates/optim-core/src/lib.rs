@@ -12,15 +12,15 @@
 //! | [`parameter`] | what is trained: name, shape, type |
 //! | [`group`], [`select`] | parameters that share settings, listed or chosen by rule |
 //! | [`rule`], [`rules`] | update formulas: one file a rule |
-//! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step; lists to hand over |
-//! | [`format`](mod@format) | numbers in fewer bits, stochastic rounding |
+//! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step, a plateau; lists to hand over |
 //! | [`memory`] | the caller's memory, borrowed for one step |
 //! | [`builder`], [`settings`], [`estimate`] | from what the user says to what holds for every parameter |
 //! | [`optimizer`] | the step, and changes between steps |
 //! | [`guard`] | what is measured of gradients and decided before an update; loss scales |
-//! | [`format`] | how numbers are kept in 16 and 8 bits |
+//! | [`mod@format`] | numbers in 16 and 8 bits, stochastic rounding |
 //! | [`backend`] | what a backend must do |
 //! | [`report`], [`error`] | what comes back |
+//! | `serialization` | rules, rates and schedules as data, with the feature `serde` |
 #![forbid(unsafe_code)]
 
 pub mod backend;
@@ -41,6 +41,8 @@ pub mod rule;
 pub mod rules;
 pub mod schedule;
 pub mod select;
+#[cfg(feature = "serde")]
+pub mod serialization;
 pub mod settings;
 
 pub use backend::{Backend, Engine, IntoBackend};

@@ -8,7 +8,6 @@ use crate::backend::{
 };
 use crate::error::check;
 use crate::format;
-use crate::group::Centralization;
 use crate::guard::{Clip, Control, Guard, LossScale, Scaler, Verdict};
 use crate::report::Gradients;
 use crate::rule::{At, Decay, Passes, Slot, Sparse};
@@ -241,7 +240,8 @@ impl Optimizer {
         self.check_grads(grads)?;
         for (parameter, grad) in self.parameters.iter().zip(grads) {
             if matches!(grad, Grad::Rows(..) | Grad::Accumulated) {
-                let what = format!("accumulating a gradient that is row-sparse or accumulated ({:?})", parameter.name());
+                let what =
+                    format!("accumulating a gradient that is row-sparse or accumulated ({:?})", parameter.name());
                 return Err(Error::Unsupported { what, backend: self.backend.name().into() });
             }
         }
@@ -717,7 +717,8 @@ impl Optimizer {
             limit: settings.limit.map_or(0.0, single),
             flags: if class.centralized { Shaping::CENTRALIZE } else { 0 },
         };
-        let (units, units_epsilon) = settings.units.map_or((0.0, 0.0), |(lambda, epsilon)| (single(lambda), single(epsilon)));
+        let (units, units_epsilon) =
+            settings.units.map_or((0.0, 0.0), |(lambda, epsilon)| (single(lambda), single(epsilon)));
         let owner = match settings.scope() {
             Clip::Global => 0,
             Clip::Group => class.group,
@@ -738,8 +739,7 @@ impl Optimizer {
         let beta_powers = [0, 1].map(|nth| f64::from(pace.beta_powers[nth] * betas[nth]));
         let dynamic_lr = !matches!(group.lr(), Rate::Fixed(_));
         for &first in firsts(rule) {
-            let at =
-                At { t: update + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, dynamic_lr, first };
+            let at = At { t: update + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, dynamic_lr, first };
             let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
             let trust = trust.unwrap_or(Trust::NONE);
             self.records.push(Record { shaping, trust, stages, scalars: rule.scalars(&at) });

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The element type of a parameter, a gradient or a slot in memory. Kernels always compute in `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum DType {
     /// IEEE 754 binary32.
     F32,

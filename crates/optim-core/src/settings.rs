@@ -49,12 +49,7 @@ pub struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(
-        place: String,
-        rule: (Rule, Origin),
-        lr: (Rate, Origin),
-        weight_decay: (Rate, Origin),
-    ) -> Self {
+    pub(crate) fn new(place: String, rule: (Rule, Origin), lr: (Rate, Origin), weight_decay: (Rate, Origin)) -> Self {
         let centralization = (Centralization::Off, Origin::Default);
         Self { place, name: None, rule, lr, weight_decay, centralization, max_norm: 0.0, varies: Vec::new() }
     }

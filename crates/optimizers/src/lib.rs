@@ -35,7 +35,8 @@
 //! # Crate layout
 //!
 //! This crate has no logic: it re-exports the contract (`optim-core`) and the backends (`optim-cpu`, `optim-gpu`), and adds
-//! the run-time choice [`Backend`]. Its features `cpu` and `gpu`, both on by default, decide which backends are built.
+//! the run-time choice [`Backend`]. Its features `cpu` and `gpu`, both on by default, decide which backends are built. Its
+//! feature `serde` writes and reads rules, rates and schedules as data: see `core::serialization`.
 #![forbid(unsafe_code)]
 
 mod backend;

@@ -1,16 +1,13 @@
 //! What can be changed between steps. Each change waits for steps that are pending.
 
-use crate::backend::{Plan, Tensor};
+use crate::backend::{Plan, RowList, Tensor};
 use crate::builder::validate_rule;
-use crate::error::check;
-use crate::format::{self, Master};
 use crate::group::Centralization;
 use crate::rule::Config;
-use crate::settings::Origin;
+use crate::settings::{Group, Origin};
 use crate::{Error, Grad, Optimizer, ParamGroup, ParamMut, Rate, Result, Rule};
 
 use super::{Pace, find};
-use crate::backend::RowList;
 
 /// The bytes that are copied at a time from an engine to another.
 const CHUNK: usize = 1 << 20;
@@ -50,11 +47,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::Unknown`] if there is no such group.
-    pub fn set_grad_centralization(
-        &mut self,
-        group: usize,
-        centralization: impl Into<Centralization>,
-    ) -> Result<()> {
+    pub fn set_grad_centralization(&mut self, group: usize, centralization: impl Into<Centralization>) -> Result<()> {
         self.settle()?;
         self.group(group)?;
         self.groups[group].centralization = (centralization.into(), Origin::Changed);
@@ -170,10 +163,8 @@ impl Optimizer {
         }
         let added = parts.tensors.len();
         let tensors: Vec<Tensor> = self.tensors.iter().cloned().chain(parts.tensors).collect();
-        let rules: Vec<Rule> =
-            self.groups.iter().chain(&parts.groups).map(|group| group.rule().clone()).collect();
-        let mut engine =
-            self.backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: rules.len() })?;
+        let rules: Vec<Rule> = self.groups.iter().chain(&parts.groups).map(|group| group.rule().clone()).collect();
+        let mut engine = self.backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: rules.len() })?;
         let mut bytes = Vec::new();
         for (index, tensor) in self.tensors.iter().enumerate() {
             for (part, element, len) in tensor.arrays(&self.slots_of(index)) {
@@ -212,7 +203,9 @@ impl Optimizer {
     /// corrections and schedules, are the optimizer's.
     fn powers_of(&self, group: usize) -> [f32; 2] {
         let betas = self.groups[group].rule().spec().betas().map(crate::rules::single);
-        betas.map(|beta| (0..self.step).try_fold(1.0_f32, |power, _| (power > 0.0).then_some(power * beta)).unwrap_or(0.0))
+        betas.map(|beta| {
+            (0..self.step).try_fold(1.0_f32, |power, _| (power > 0.0).then_some(power * beta)).unwrap_or(0.0)
+        })
     }
 
     /// Takes the parameters' memory as it is now for masters and averages: after the caller changed it. Averages begin anew.
@@ -267,7 +260,7 @@ impl Optimizer {
         Ok(())
     }
 
-    fn group(&self, group: usize) -> Result<&crate::settings::Group> {
+    fn group(&self, group: usize) -> Result<&Group> {
         self.groups.get(group).ok_or_else(|| Error::Unknown {
             what: "group",
             name: group.to_string(),

@@ -106,7 +106,11 @@ impl fmt::Display for Explanation {
         let decays = if self.decays { "" } else { "; not for this parameter, by its name or a filter" };
         writeln!(f, "  weight decay    {:?} ({}){decays}", self.weight_decay.0, self.weight_decay.1)?;
         let (centralized, how, origin) = self.centralized;
-        writeln!(f, "  centralization  {how} ({origin}); {} here", if centralized { "applies" } else { "does not apply" })?;
+        writeln!(
+            f,
+            "  centralization  {how} ({origin}); {} here",
+            if centralized { "applies" } else { "does not apply" }
+        )?;
         if let Some(max_norm) = self.max_norm {
             writeln!(f, "  largest norm    {max_norm}")?;
         }
@@ -120,7 +124,9 @@ impl fmt::Display for Explanation {
 impl fmt::Display for Optimizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} on {} after {} updates", self.rule.spec().name(), self.backend.describe(), self.step)?;
-        let mut rows = vec![["group", "rule", "parameters", "elements", "rate", "decay", "centralized", "state"].map(String::from)];
+        let mut rows = vec![
+            ["group", "rule", "parameters", "elements", "rate", "decay", "centralized", "state"].map(String::from),
+        ];
         for (group, memory) in self.groups.iter().zip(self.memory().groups) {
             let rate = |rate: &Rate, what| match rate.at(self.step, what, String::new) {
                 Ok(rate) => rate.to_string(),

@@ -5,13 +5,14 @@
 use std::f64::consts::PI;
 
 use super::Schedule;
+use super::any::describe;
 use crate::error::{at_least_one, check};
 use crate::{Error, Result};
 
 /// The same rate at every update, for use with [`then`](Schedule::then). Where nothing follows, a number does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Constant {
-    lr: f64,
+    pub(crate) lr: f64,
 }
 
 impl Constant {
@@ -26,6 +27,8 @@ impl Schedule for Constant {
     fn at(&self, _: u64) -> f64 {
         self.lr
     }
+
+    describe!();
 }
 
 /// A straight line (PyTorch `LinearLR`): `start + (end − start) · min(i, S) / S`, up or down. It stays at `end` from index
@@ -42,9 +45,9 @@ impl Schedule for Constant {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Linear {
-    start: f64,
-    end: f64,
-    steps: u64,
+    pub(crate) start: f64,
+    pub(crate) end: f64,
+    pub(crate) steps: u64,
 }
 
 impl Linear {
@@ -61,6 +64,8 @@ impl Schedule for Linear {
     fn at(&self, update: u64) -> f64 {
         between(self.start, self.end, update.min(self.steps) as f64 / self.steps as f64)
     }
+
+    describe!();
 }
 
 /// A stair (PyTorch `StepLR`): `lr · gamma^⌊i / every⌋`.
@@ -75,9 +80,9 @@ impl Schedule for Linear {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepDecay {
-    lr: f64,
-    gamma: f64,
-    every: u64,
+    pub(crate) lr: f64,
+    pub(crate) gamma: f64,
+    pub(crate) every: u64,
 }
 
 impl StepDecay {
@@ -94,6 +99,8 @@ impl Schedule for StepDecay {
     fn at(&self, update: u64) -> f64 {
         self.lr * self.gamma.powf((update / self.every) as f64)
     }
+
+    describe!();
 }
 
 /// A stair with given edges (PyTorch `MultiStepLR`): `lr · gamma^n`, where `n` milestones are `≤ i`. Two equal milestones
@@ -109,9 +116,9 @@ impl Schedule for StepDecay {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct MultiStep {
-    lr: f64,
-    gamma: f64,
-    milestones: Vec<u64>,
+    pub(crate) lr: f64,
+    pub(crate) gamma: f64,
+    pub(crate) milestones: Vec<u64>,
 }
 
 impl MultiStep {
@@ -134,6 +141,8 @@ impl Schedule for MultiStep {
         let passed = self.milestones.partition_point(|&milestone| milestone <= update);
         self.lr * self.gamma.powf(passed as f64)
     }
+
+    describe!();
 }
 
 /// Cosine decay with warm restarts (SGDR; PyTorch `CosineAnnealingWarmRestarts`):
@@ -155,10 +164,10 @@ impl Schedule for MultiStep {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineRestarts {
-    min_lr: f64,
-    max_lr: f64,
-    first: u64,
-    growth: u64,
+    pub(crate) min_lr: f64,
+    pub(crate) max_lr: f64,
+    pub(crate) first: u64,
+    pub(crate) growth: u64,
 }
 
 impl CosineRestarts {
@@ -186,6 +195,8 @@ impl Schedule for CosineRestarts {
         }
         cosine(self.max_lr, self.min_lr, since as f64 / cycle as f64)
     }
+
+    describe!();
 }
 
 /// One cycle (PyTorch `OneCycleLR` with its cosine): from `max / div_factor` up to `max` at index `pct_start · S − 1`, and
@@ -207,19 +218,29 @@ impl Schedule for CosineRestarts {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OneCycle {
-    max_lr: f64,
-    total_steps: u64,
-    pct_start: f64,
-    div_factor: f64,
-    final_div_factor: f64,
+    pub(crate) max_lr: f64,
+    pub(crate) total_steps: u64,
+    pub(crate) pct_start: f64,
+    pub(crate) div_factor: f64,
+    pub(crate) final_div_factor: f64,
 }
 
 impl OneCycle {
+    pub(crate) const PCT_START: f64 = 0.3;
+    pub(crate) const DIV_FACTOR: f64 = 25.0;
+    pub(crate) const FINAL_DIV_FACTOR: f64 = 1e4;
+
     /// `max_lr` finite and > 0; `total_steps` ≥ 1.
     pub fn new(max_lr: f64, total_steps: u64) -> Result<Self> {
         positive("OneCycle: max_lr", max_lr)?;
         at_least_one(total_steps, "OneCycle: total_steps")?;
-        Ok(Self { max_lr, total_steps, pct_start: 0.3, div_factor: 25.0, final_div_factor: 1e4 })
+        Ok(Self {
+            max_lr,
+            total_steps,
+            pct_start: Self::PCT_START,
+            div_factor: Self::DIV_FACTOR,
+            final_div_factor: Self::FINAL_DIV_FACTOR,
+        })
     }
 
     /// The part of the updates in which the rate climbs, from 0 to 1. Default: 0.3.
@@ -258,6 +279,8 @@ impl Schedule for OneCycle {
             cosine(self.max_lr, first / self.final_div_factor, (i - peak) / (last - peak))
         }
     }
+
+    describe!();
 }
 
 /// Triangles (PyTorch `CyclicLR`, mode `triangular`): from `base` to `max` within `up` updates, back within `down`, and
@@ -273,10 +296,10 @@ impl Schedule for OneCycle {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cyclic {
-    base_lr: f64,
-    max_lr: f64,
-    up: u64,
-    down: u64,
+    pub(crate) base_lr: f64,
+    pub(crate) max_lr: f64,
+    pub(crate) up: u64,
+    pub(crate) down: u64,
 }
 
 impl Cyclic {
@@ -298,6 +321,8 @@ impl Schedule for Cyclic {
             if i < self.up { i as f64 / self.up as f64 } else { (cycle - i) as f64 / (cycle - self.up) as f64 };
         between(self.base_lr, self.max_lr, height)
     }
+
+    describe!();
 }
 
 /// Linear warm-up, then a decay with the inverse square root: `lr · min(i / W, √(W / i))`. The first rate is 0, the highest
@@ -314,8 +339,8 @@ impl Schedule for Cyclic {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InverseSqrt {
-    lr: f64,
-    warmup_steps: u64,
+    pub(crate) lr: f64,
+    pub(crate) warmup_steps: u64,
 }
 
 impl InverseSqrt {
@@ -331,6 +356,8 @@ impl Schedule for InverseSqrt {
     fn at(&self, update: u64) -> f64 {
         rise_and_root(self.lr, self.warmup_steps, update)
     }
+
+    describe!();
 }
 
 /// The Transformer's rate: `factor · d^(−½) · min(t^(−½), t · W^(−3/2))`, where `d` is the model's width and `t = i + 1`.
@@ -350,9 +377,9 @@ impl Schedule for InverseSqrt {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Noam {
-    factor: f64,
-    model_size: u64,
-    warmup_steps: u64,
+    pub(crate) factor: f64,
+    pub(crate) model_size: u64,
+    pub(crate) warmup_steps: u64,
 }
 
 impl Noam {
@@ -370,6 +397,8 @@ impl Schedule for Noam {
         let highest = self.factor / (self.model_size as f64 * self.warmup_steps as f64).sqrt();
         rise_and_root(highest, self.warmup_steps, update.saturating_add(1))
     }
+
+    describe!();
 }
 
 /// Warm-up, a plateau, and a decay (WSD): linear from 0 to `lr` within `warmup_steps`, `lr` for `stable_steps`, linear to
@@ -388,11 +417,11 @@ impl Schedule for Noam {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WarmupStableDecay {
-    lr: f64,
-    warmup_steps: u64,
-    stable_steps: u64,
-    decay_steps: u64,
-    end_lr: f64,
+    pub(crate) lr: f64,
+    pub(crate) warmup_steps: u64,
+    pub(crate) stable_steps: u64,
+    pub(crate) decay_steps: u64,
+    pub(crate) end_lr: f64,
 }
 
 impl WarmupStableDecay {
@@ -419,6 +448,8 @@ impl Schedule for WarmupStableDecay {
         let decayed = (update - self.warmup_steps).saturating_sub(self.stable_steps).min(self.decay_steps);
         between(self.lr, self.end_lr, decayed as f64 / self.decay_steps as f64)
     }
+
+    describe!();
 }
 
 /// A straight line from `start` at 0 to `end` at 1, both exact.
@@ -440,6 +471,6 @@ fn positive(name: &str, value: f64) -> Result<()> {
     check(name, "finite and > 0", value, |x| x.is_finite() && x > 0.0)
 }
 
-fn not_negative(name: &str, value: f64) -> Result<()> {
+pub(super) fn not_negative(name: &str, value: f64) -> Result<()> {
     check(name, "finite and ≥ 0", value, |x| x.is_finite() && x >= 0.0)
 }
