@@ -9,6 +9,8 @@
 //!
 //! [`decide`] is what the CPU runs; `shaders/guard.wgsl` is its twin, so that a device can decide without the host.
 
+use std::sync::Arc;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::{Record, Shaping};
@@ -125,13 +127,13 @@ pub struct Verdict {
     /// Updates applied before this step, low 32 bits: which of the records were used.
     pub applied: u32,
     /// The norm of each group.
-    pub group_norms: Vec<f32>,
+    pub group_norms: Arc<[f32]>,
 }
 
 /// Decides: completes the records of the update, or marks them to be skipped, and moves the counters on.
 ///
 /// `measured`, `group_of`: one for each parameter; those without a gradient measure 0. `group_norms`: one for each group, filled here.
-/// The vector of the verdict stays empty.
+/// The norms of the verdict stay empty.
 pub fn decide(
     guard: &Guard,
     control: &mut Control,
@@ -219,7 +221,7 @@ pub fn decide(
     }
     control.current = control.current.wrapping_add(1);
     let (scale, bad) = (control.scale, control.bad);
-    Verdict { skip, first_bad, norm, clip, scale_before, scale, bad, applied, group_norms: Vec::new() }
+    Verdict { skip, first_bad, norm, clip, scale_before, scale, bad, applied, group_norms: Arc::default() }
 }
 
 /// The exponent bits of an `f32`: all set in what is not finite.
