@@ -8,7 +8,7 @@ use optimizers::core::backend::{
     Element, Part, Plan, Progress, Record, RowList, Shaping, Stages, Tensor, Trust, Update,
 };
 use optimizers::core::format::{Master, StateDType, tensor_key};
-use optimizers::core::guard::{Control, Guard, Verdict};
+use optimizers::core::guard::{Control, Guard, Skip, Verdict};
 use optimizers::rule::At;
 use optimizers::{DType, Grad, IntoBackend, ParamMut, Parameter, Result, Rule};
 
@@ -318,6 +318,21 @@ impl Driven {
         Ok(bytes)
     }
 
+    /// Gives another engine of the same case all that this one has made.
+    ///
+    /// # Errors
+    /// What the engines return.
+    pub fn copy_to(&mut self, other: &mut Self) -> Result<()> {
+        other.verdicts = self.verdicts()?.to_vec();
+        other.applied = self.applied;
+        other.params.clone_from(&self.params);
+        other.engine.set_control(&self.engine.control()?)?;
+        for array in self.arrays() {
+            other.engine.write(array.0, array.1, 0, &self.read(array)?)?;
+        }
+        Ok(())
+    }
+
     /// Everything that can be seen. Waits for all verdicts.
     ///
     /// # Errors
@@ -369,29 +384,59 @@ impl Snapshot {
     /// # Panics
     /// If both were made by the same maker: such a comparison cannot fail.
     pub fn same_bits(&self, other: &Self) -> std::result::Result<(), Difference> {
+        self.compare(other, |_, _, a, b| Bits::of(a) == Bits::of(b))
+    }
+
+    /// Whether numbers are apart by at most this part of the largest of their array, and codes and scales by what follows from it:
+    /// two codes. The lower halves of split numbers are left out. Counters are equal.
+    ///
+    /// # Errors
+    /// The first difference that is larger.
+    ///
+    /// # Panics
+    /// If both were made by the same maker: such a comparison cannot fail.
+    pub fn within(&self, other: &Self, part: f32) -> std::result::Result<(), Difference> {
+        self.compare(other, |element, largest, a, b| match element {
+            Element::F32 | Element::F16 | Element::Bf16 => {
+                Bits::of(a) == Bits::of(b) || (a - b).abs() <= part * largest
+            }
+            Element::U16 => true,
+            // Signed codes lie about 0 and 256.
+            Element::U8 => [0.0, 256.0].iter().any(|around| ((a - b).abs() - around).abs() <= 2.0),
+        })
+    }
+
+    /// Compares by `equal(element, the largest magnitude of the array, a, b)`.
+    fn compare(
+        &self,
+        other: &Self,
+        equal: impl Fn(Element, f32, f32, f32) -> bool,
+    ) -> std::result::Result<(), Difference> {
         assert_ne!(self.by, other.by, "a backend is compared with itself");
-        let differ = |what: &dyn fmt::Display, a: &dyn fmt::Debug, b: &dyn fmt::Debug| {
+        let differ = |what: &str, a: &dyn fmt::Debug, b: &dyn fmt::Debug| {
             Err(Difference(format!("{what} is\n{a:?} by {},\n{b:?} by {}", self.by, other.by)))
         };
         if self.verdicts.len() != other.verdicts.len() {
-            return differ(&"the number of verdicts", &self.verdicts.len(), &other.verdicts.len());
+            return differ("the number of verdicts", &self.verdicts.len(), &other.verdicts.len());
         }
         for (nth, (a, b)) in self.verdicts.iter().zip(&other.verdicts).enumerate() {
-            if verdict_bits(a) != verdict_bits(b) {
+            let ([x, y], [counters, other_counters]) = ([a, b].map(numbers), [a, b].map(counters));
+            let numbers = x.len() == y.len() && x.iter().zip(&y).all(|(&x, &y)| equal(Element::F32, x.abs(), x, y));
+            if !numbers || counters != other_counters {
                 return differ(&format!("verdict {nth}"), a, b);
             }
         }
         if self.control != other.control {
-            return differ(&"the control", &self.control, &other.control);
+            return differ("the control", &self.control, &other.control);
         }
         assert_eq!(self.arrays.len(), other.arrays.len(), "both are of one case");
         for ((name, element, a), (other_name, _, b)) in self.arrays.iter().zip(&other.arrays) {
             assert_eq!((name, a.len()), (other_name, b.len()), "both are of one case");
-            let size = element.size();
-            for (i, (a, b)) in a.chunks(size).zip(b.chunks(size)).enumerate() {
-                let [a, b] = [a, b].map(|bytes| bits(*element, bytes));
-                if a != b {
-                    return differ(&format!("{name}[{i}]"), &a, &b);
+            let [a, b] = [a, b].map(|bytes| bytes.chunks(element.size()).map(|x| number(*element, x)));
+            let largest = a.clone().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+            for (i, (a, b)) in a.zip(b).enumerate() {
+                if !equal(*element, largest, a, b) {
+                    return differ(&format!("{name}[{i}]"), &Bits::of(a), &Bits::of(b));
                 }
             }
         }
@@ -399,19 +444,18 @@ impl Snapshot {
     }
 }
 
-/// An element's bits, the same for all that is not a number. Shown as a number.
-fn bits(element: Element, bytes: &[u8]) -> Bits {
+/// An element as a number. Different bits give different numbers, but for what is not one.
+fn number(element: Element, bytes: &[u8]) -> f32 {
     let mut word = [0; 4];
     word[..bytes.len()].copy_from_slice(bytes);
     let [a, b, ..] = word;
-    let value = match element {
+    match element {
         Element::F32 => f32::from_ne_bytes(word),
         Element::F16 => f16::from_ne_bytes([a, b]).to_f32(),
         Element::Bf16 => bf16::from_ne_bytes([a, b]).to_f32(),
         Element::U16 => u16::from_ne_bytes([a, b]).into(),
         Element::U8 => a.into(),
-    };
-    Bits::of(value)
+    }
 }
 
 /// A number that is compared by its bits.
@@ -436,10 +480,13 @@ impl fmt::Debug for Bits {
     }
 }
 
-/// All of a verdict that is a number; and all that is not, as text.
-fn verdict_bits(verdict: &Verdict) -> (Vec<Bits>, String) {
-    let Verdict { skip, first_bad, norm, clip, scale_before, scale, bad, applied, group_norms } = verdict;
-    let numbers = [*norm, *clip, *scale_before, *scale];
-    let numbers = numbers.into_iter().chain(group_norms.iter().copied()).map(Bits::of).collect();
-    (numbers, format!("{skip:?} {first_bad:?} {bad} {applied}"))
+/// All of a verdict that is a number.
+fn numbers(verdict: &Verdict) -> Vec<f32> {
+    let Verdict { norm, clip, scale_before, scale, group_norms, .. } = verdict;
+    [*norm, *clip, *scale_before, *scale].iter().chain(group_norms).copied().collect()
+}
+
+/// The rest of a verdict.
+fn counters(verdict: &Verdict) -> (Option<Skip>, Option<usize>, u32, u32) {
+    (verdict.skip, verdict.first_bad, verdict.bad, verdict.applied)
 }
