@@ -1,5 +1,6 @@
 //! Engines driven directly: records, verdicts and state arrays, without an optimizer around them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use half::{bf16, f16};
@@ -10,7 +11,7 @@ use optimizers::core::backend::{
 use optimizers::core::format::{Master, StateDType, tensor_key};
 use optimizers::core::guard::{Control, Guard, Skip, Verdict};
 use optimizers::rule::At;
-use optimizers::{DType, Grad, IntoBackend, ParamMut, Parameter, Result, Rule};
+use optimizers::{DType, Grad, IntoBackend, ParamMut, Parameter, Result, Rule, Values};
 
 use crate::Random;
 
@@ -54,6 +55,16 @@ impl Numbers {
 
     /// For a step.
     pub fn param(&mut self) -> ParamMut<'_> {
+        match self {
+            Self::F32(values) => values.into(),
+            Self::F16(values) => values.into(),
+            Self::Bf16(values) => values.into(),
+        }
+    }
+
+    /// As the values of a row-sparse gradient.
+    #[must_use]
+    pub fn values(&self) -> Values<'_> {
         match self {
             Self::F32(values) => values.into(),
             Self::F16(values) => values.into(),
@@ -209,7 +220,7 @@ impl Driven {
             params: case.start.clone(),
             rules: case.rules.clone(),
             tensors: case.tensors.clone(),
-            rows: vec![RowList::default(); case.tensors.len()],
+            rows: Vec::new(),
             verdicts: Vec::new(),
             applied: 0,
             pending: 0,
@@ -223,6 +234,7 @@ impl Driven {
     /// # Errors
     /// What the engine returns.
     pub fn step(&mut self, records: &[Record], record_of: &[u32], grads: &[Grad<'_>]) -> Result<()> {
+        self.rows = grads.iter().map(row_list).collect();
         let Self { engine, params, rules, rows, .. } = self;
         let mut params: Vec<_> = params.iter_mut().map(Numbers::param).collect();
         let progress = engine.update(&Update { rules, records, record_of, rows, guard: None }, &mut params, grads)?;
@@ -242,6 +254,7 @@ impl Driven {
         record_of: &[u32],
         grads: &[Grad<'_>],
     ) -> Result<()> {
+        self.rows = grads.iter().map(row_list).collect();
         let Self { engine, params, rules, rows, .. } = self;
         let mut params: Vec<_> = params.iter_mut().map(Numbers::param).collect();
         let first = self.applied;
@@ -347,6 +360,22 @@ impl Driven {
         }
         Ok(Snapshot { by: self.by.clone(), arrays, verdicts, control: self.engine.control()? })
     }
+}
+
+/// The rows that a gradient lists.
+fn row_list(grad: &Grad<'_>) -> RowList {
+    let mut list = RowList::default();
+    if let Grad::Rows(indices, _) = grad {
+        let rows: BTreeSet<u32> = indices.iter().copied().collect();
+        list.starts.push(0);
+        for row in rows {
+            list.rows.push(row);
+            list.positions
+                .extend((0..).zip(*indices).filter(|(_, index)| **index == row).map(|(position, _)| position));
+            list.starts.push(u32::try_from(list.positions.len()).expect("few rows"));
+        }
+    }
+    list
 }
 
 /// What an engine has made: parameters' memory, its arrays, verdicts, counters.

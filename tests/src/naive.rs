@@ -1,16 +1,19 @@
 //! The naive engine: what an engine does, one element after the other in plain `f32` loops.
 //!
 //! It shares no code with the backends: only core's conversions ([`format`](mod@format)) and the guard's decision
-//! ([`decide`]), which define bits. It knows the elementwise rules without a trust ratio.
+//! ([`decide`]), which define bits. It knows some of the elementwise rules, without a trust ratio; row-sparse
+//! gradients without what is done row by row.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use optimizers::core::backend::{Element, FROZEN, Part, Plan, Progress, Record, Shaping, SlotFormat, Tensor, Update};
+use optimizers::core::backend::{
+    Element, FROZEN, Part, Plan, Progress, Record, RowList, Shaping, SlotFormat, Tensor, Update,
+};
 use optimizers::core::format::{self, BLOCK, Code8, Master};
 use optimizers::core::guard::{Control, Measured, Verdict, decide};
 use optimizers::core::{Backend, Engine};
-use optimizers::rule::{MAX_SLOTS, Slot};
-use optimizers::{DType, Grad, ParamMut, Result, Rule};
+use optimizers::rule::{MAX_SLOTS, Slot, Sparse};
+use optimizers::{DType, Grad, ParamMut, Result, Rule, Values};
 
 /// The naive backend.
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,6 +79,18 @@ impl Array {
     }
 }
 
+/// A gradient.
+struct Gradient {
+    /// For each element of the parameter; 0 for what is not listed.
+    g: Vec<f32>,
+    /// Whether an element is not finite.
+    bad: bool,
+    /// What a guard measures: the elements that there are.
+    measured: Vec<f32>,
+    /// Of a row-sparse gradient: which elements are listed.
+    listed: Option<Vec<bool>>,
+}
+
 /// What is kept for one parameter.
 #[derive(Debug)]
 struct State {
@@ -133,27 +148,40 @@ struct NaiveEngine {
 }
 
 impl NaiveEngine {
-    /// A parameter's gradient as `f32`, and whether an element is not finite.
-    fn gradient(&self, index: usize, grad: &Grad<'_>) -> Option<(Vec<f32>, bool)> {
-        let finite = |x: &f32| x.to_bits() & 0x7f80_0000 != 0x7f80_0000;
+    /// A parameter's gradient; `None` if there is none.
+    fn gradient(&self, index: usize, grad: &Grad<'_>, rows: Option<&RowList>) -> Option<Gradient> {
+        let dense = |(g, bad): (Vec<f32>, bool)| Gradient { measured: g.clone(), g, bad, listed: None };
         Some(match grad {
             Grad::None => return None,
-            Grad::F32(g) => (g.to_vec(), g.iter().all(finite)),
-            Grad::F16(g) => (
-                g.iter().map(|g| format::f16_to_f32(g.to_bits())).collect(),
-                g.iter().all(|g| g.to_bits() & 0x7c00 != 0x7c00),
-            ),
-            Grad::Bf16(g) => (
-                g.iter().map(|g| format::bf16_to_f32(g.to_bits())).collect(),
-                g.iter().all(|g| g.to_bits() & 0x7f80 != 0x7f80),
-            ),
-            Grad::Accumulated => {
-                let g = &self.states[index].accumulated;
-                (g.clone(), g.iter().all(finite))
+            Grad::F32(g) => dense(wide(Values::F32(g))),
+            Grad::F16(g) => dense(wide(Values::F16(g))),
+            Grad::Bf16(g) => dense(wide(Values::Bf16(g))),
+            Grad::Accumulated => dense(wide(Values::F32(&self.states[index].accumulated))),
+            Grad::Rows(_, values) => {
+                let (values, bad) = wide(*values);
+                let parameter = &self.tensors[index].parameter;
+                let width = parameter.len() / parameter.shape()[0];
+                let mut sparse = Gradient {
+                    g: vec![0.0; parameter.len()],
+                    bad,
+                    measured: Vec::new(),
+                    listed: Some(vec![false; parameter.len()]),
+                };
+                for (row, positions) in rows.into_iter().flat_map(RowList::iter) {
+                    for column in 0..width {
+                        let mut values = positions.iter().map(|&position| values[position as usize * width + column]);
+                        let first = values.next().unwrap();
+                        let sum = values.fold(first, |sum, value| sum + value);
+                        let element = row as usize * width + column;
+                        sparse.g[element] = sum;
+                        sparse.measured.push(sum);
+                        sparse.listed.as_mut().unwrap()[element] = true;
+                    }
+                }
+                sparse
             }
             grad => unreachable!("{grad:?} is not the naive engine's"),
         })
-        .map(|(g, finite)| (g, !finite))
     }
 
     /// The numbers that the kernel takes for the parameter.
@@ -244,11 +272,13 @@ impl NaiveEngine {
     }
 
     /// One parameter's update.
-    fn apply(&mut self, index: usize, rule: &Rule, record: &Record, g: &[f32], param: &mut ParamMut<'_>) {
+    fn apply(&mut self, index: usize, rule: &Rule, record: &Record, gradient: &Gradient, param: &mut ParamMut<'_>) {
         let mut p = self.weights(index, param);
-        let g = shaped(record, self.tensors[index].rows(), &p, g);
+        let listed = |i: usize| gradient.listed.as_ref().is_none_or(|listed| listed[i]);
+        let g = shaped(record, self.tensors[index].rows(), &p, &gradient.g, listed);
         let mut slots: Vec<_> = (0..self.slots[index].len()).map(|nth| self.slot(index, nth)).collect();
-        for i in 0..p.len() {
+        let all = rule.spec().sparse() != Sparse::ListedRows;
+        for i in (0..p.len()).filter(|&i| all || listed(i)) {
             let mut element = [0.0; MAX_SLOTS];
             element.iter_mut().zip(&slots).for_each(|(x, slot)| *x = slot[i]);
             p[i] = updated(rule, record, p[i], g[i], &mut element[..slots.len()]);
@@ -273,7 +303,10 @@ impl NaiveEngine {
 impl Engine for NaiveEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
         let gradients: Vec<_> = (0..grads.len())
-            .map(|index| self.gradient(index, &grads[index]).filter(|_| update.record_of[index] != FROZEN))
+            .map(|index| {
+                let rows = update.rows.get(index);
+                self.gradient(index, &grads[index], rows).filter(|_| update.record_of[index] != FROZEN)
+            })
             .collect();
         let mut records = update.records.to_vec();
         let mut verdict = None;
@@ -281,9 +314,9 @@ impl Engine for NaiveEngine {
             let variant = self.control.applied.wrapping_sub(guard.first) as usize;
             records = records[variant * guard.records..][..guard.records].to_vec();
             let pre = guard.factor * (1.0 / self.control.scale);
-            let measure = |gradient: &Option<(Vec<f32>, bool)>| match gradient {
+            let measure = |gradient: &Option<Gradient>| match gradient {
                 None => Measured::default(),
-                Some((g, bad)) => Measured { squares: sum_of_squares(g, pre), bad: u32::from(*bad) },
+                Some(g) => Measured { squares: sum_of_squares(&g.measured, pre), bad: u32::from(g.bad) },
             };
             let measured: Vec<_> = gradients.iter().map(measure).collect();
             let groups: Vec<_> = self.tensors.iter().map(|tensor| u32::try_from(tensor.group).unwrap()).collect();
@@ -292,11 +325,11 @@ impl Engine for NaiveEngine {
             verdict = Some(Verdict { group_norms: norms, ..decided });
         }
         for (index, gradient) in gradients.into_iter().enumerate() {
-            let Some((g, _)) = gradient else { continue };
+            let Some(gradient) = gradient else { continue };
             let record = records[update.record_of[index] as usize];
             if record.shaping.flags & Shaping::SKIP == 0 {
                 let rule = &update.rules[self.tensors[index].rule];
-                self.apply(index, rule, &record, &g, &mut params[index]);
+                self.apply(index, rule, &record, &gradient, &mut params[index]);
             }
         }
         Ok(match verdict {
@@ -340,13 +373,13 @@ impl Engine for NaiveEngine {
 
     fn accumulate(&mut self, weight: f32, fresh: &[bool], grads: &[Grad<'_>]) -> Result<()> {
         for index in 0..self.tensors.len() {
-            let gradient = self.gradient(index, &grads[index]);
+            let gradient = self.gradient(index, &grads[index], None);
             let sums = &mut self.states[index].accumulated;
             if fresh[index] {
                 sums.fill(0.0);
             }
-            if let Some((g, _)) = gradient {
-                for (sum, g) in sums.iter_mut().zip(g) {
+            if let Some(gradient) = gradient {
+                for (sum, g) in sums.iter_mut().zip(gradient.g) {
                     *sum += weight * g;
                 }
             }
@@ -378,6 +411,22 @@ impl Engine for NaiveEngine {
         let array = array(&mut self.states[parameter].arrays, part);
         array.bytes[first * array.size..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
+    }
+}
+
+/// Values as `f32`, and whether one is not finite, which its own bits tell.
+fn wide(values: Values<'_>) -> (Vec<f32>, bool) {
+    match values {
+        Values::F32(values) => (values.to_vec(), values.iter().any(|x| x.to_bits() & 0x7f80_0000 == 0x7f80_0000)),
+        Values::F16(values) => (
+            values.iter().map(|x| format::f16_to_f32(x.to_bits())).collect(),
+            values.iter().any(|x| x.to_bits() & 0x7c00 == 0x7c00),
+        ),
+        Values::Bf16(values) => (
+            values.iter().map(|x| format::bf16_to_f32(x.to_bits())).collect(),
+            values.iter().any(|x| x.to_bits() & 0x7f80 == 0x7f80),
+        ),
+        values => unreachable!("{values:?} are not the naive engine's"),
     }
 }
 
@@ -421,7 +470,13 @@ fn set_bits(param: &mut ParamMut<'_>, i: usize, bits: u32) {
 }
 
 /// The gradient as the rule sees it.
-fn shaped(record: &Record, (rows, width): (usize, usize), p: &[f32], g: &[f32]) -> Vec<f32> {
+fn shaped(
+    record: &Record,
+    (rows, width): (usize, usize),
+    p: &[f32],
+    g: &[f32],
+    listed: impl Fn(usize) -> bool,
+) -> Vec<f32> {
     let Shaping { factor, weight_decay, limit, flags } = record.shaping;
     let centralize = flags & Shaping::CENTRALIZE != 0;
     let units = record.stages.units;
@@ -461,11 +516,11 @@ fn shaped(record: &Record, (rows, width): (usize, usize), p: &[f32], g: &[f32]) 
             }
             mean = sum / width as f32;
         }
-        for (g, p) in g.iter_mut().zip(p) {
+        for (i, (g, p)) in g.iter_mut().zip(p).enumerate() {
             if units > 0.0 {
                 *g *= a;
             }
-            if weight_decay != 0.0 {
+            if weight_decay != 0.0 && listed(row * width + i) {
                 *g += weight_decay * p;
             }
             if centralize {
@@ -518,6 +573,11 @@ fn updated(rule: &Rule, record: &Record, p: f32, g: f32, slots: &mut [f32]) -> f
     let words = record.scalars.words();
     match (rule.spec().source(), rule.spec().entry(), slots) {
         ("sgd", "update_plain", []) => p - s[0] * g,
+        ("sgd", "update", [accum]) => {
+            *accum = s[1] * *accum + s[2] * g;
+            let d = if words[3] != 0 { g + s[1] * *accum } else { *accum };
+            p - s[0] * d
+        }
         ("momentum", "update", [v]) => {
             *v = s[1] * *v + g;
             let d = if words[2] != 0 { g + s[1] * *v } else { *v };
@@ -575,6 +635,17 @@ fn updated(rule: &Rule, record: &Record, p: f32, g: f32, slots: &mut [f32]) -> f
             }
             let d = accum.sqrt() + s[1];
             if d == 0.0 { p } else { p - s[0] * g / d }
+        }
+        ("adan", "update", [m, v, n, q]) => {
+            let delta = if words[9] != 0 { 0.0 } else { g - *q };
+            *m = *m + s[0] * (g - *m);
+            *v = *v + s[2] * (delta - *v);
+            let u = g + s[1] * delta;
+            *n = *n + s[3] * (u * u - *n);
+            *q = g;
+            let p = p - s[7] * p;
+            let p = p - (s[4] * *m + s[5] * *v) / (n.sqrt() + s[6]);
+            p - s[8] * p
         }
         (source, entry, slots) => {
             unreachable!("{source}, {entry} with {} slots is not the naive engine's", slots.len())

@@ -8,15 +8,16 @@ use optim_tests::{Naive, Random, Target, on_every_backend};
 use optimizers::core::backend::{FROZEN, Record, Shaping, Stages, Tensor};
 use optimizers::core::format::{Master, StateDType};
 use optimizers::core::guard::{Clip, Control, Guard, Scaler, Skip};
-use optimizers::{Adagrad, Adam, AdamW, DType, Grad, Lion, Momentum, RmsProp, Rule};
+use optimizers::{Adagrad, Adam, AdamW, Adan, DType, Grad, LazyAdam, Lion, Momentum, RmsProp, Rule, Sgd};
 
 const SCALER: Scaler = Scaler { factor: 2.0, window: 5, floor: 16.0, cap: 256.0 };
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
-/// Rules with one, two and three slots; of both codes, and one that is never narrow; one whose slot does not start at 0.
-fn rules() -> [Rule; 7] {
+/// Rules with no slots to four; of both codes, and some that are never narrow; one whose slot does not start at 0.
+fn rules() -> [Rule; 9] {
     [
+        Sgd::default().into(),
         Momentum { use_nesterov: true, ..Momentum::new(0.1, 0.9) }.into(),
         Adam::default().into(),
         AdamW { weight_decay: 0.1, ..AdamW::default() }.into(),
@@ -24,6 +25,7 @@ fn rules() -> [Rule; 7] {
         RmsProp { momentum: 0.9, ..RmsProp::new(0.01) }.into(),
         Adagrad { epsilon: 1e-6, ..Adagrad::new(0.1) }.into(),
         Adam { use_amsgrad: true, ..Adam::default() }.into(),
+        Adan { weight_decay: 0.02, ..Adan::default() }.into(),
     ]
 }
 
@@ -33,7 +35,7 @@ fn stride(target: Target) -> usize {
         #[cfg(feature = "cpu")]
         Target::Cpu => 1,
         #[cfg(feature = "gpu")]
-        Target::Gpu => 7,
+        Target::Gpu => 9,
     }
 }
 
@@ -114,7 +116,7 @@ on_every_backend! {
     fn rows(target) {
         const SHAPES: &[&[usize]] =
             &[&[], &[7], &[300], &[0, 4], &[4, 0], &[1, 1], &[3, 300], &[300, 1], &[64, 25], &[5, 1000], &[2, 3, 33, 65]];
-        let rule = &rules()[1];
+        let rule = &rules()[2];
         let mut case = Case::new(slice::from_ref(rule), 20);
         let mut dtypes = Vec::new();
         let all = Formats::all().into_iter().enumerate().filter(|(i, _)| i % stride(target).div_ceil(2) == 0);
@@ -155,6 +157,60 @@ on_every_backend! {
         });
     }
 
+    /// Row-sparse gradients: rows in any order and more than once, or none; rules that move all rows and rules that move the listed
+    /// ones. State in 8 bits takes none.
+    fn sparse(target) {
+        const SHAPES: &[&[usize]] = &[&[40, 9], &[300], &[5, 1000], &[1, 3], &[30, 2, 300]];
+        let rules: [Rule; 3] = [Momentum::new(0.1, 0.9).into(), Adam::default().into(), LazyAdam::default().into()];
+        let mut case = Case::new(&rules, 80);
+        let all = Formats::all().into_iter().filter(|formats| formats.state != StateDType::Block8);
+        for (i, formats) in all.enumerate().filter(|(i, _)| i % (stride(target) / 2).max(1) == 0) {
+            for (nth, shape) in SHAPES.iter().enumerate() {
+                case.push(shape, formats, (i + nth) % rules.len()).ema = nth % 2 == 0;
+            }
+        }
+        let mut random = Random::new(81);
+        let mut gradient = |i: usize, tensor: &Tensor| {
+            let (rows, width) = (tensor.parameter.shape()[0], tensor.parameter.len() / tensor.parameter.shape()[0]);
+            let listed = below(&mut random, 3 * rows.min(12));
+            let indices: Vec<_> = (0..listed).map(|_| u32::try_from(below(&mut random, rows)).unwrap()).collect();
+            (indices, Numbers::random(DTYPES[i % 3], listed * width, &mut random))
+        };
+        let updates: Vec<Vec<_>> =
+            (0..4).map(|_| case.tensors.iter().enumerate().map(|(i, tensor)| gradient(i, tensor)).collect()).collect();
+        let records = |t| {
+            let each = rules.iter().flat_map(|rule| {
+                let mut around = record(rule, t);
+                around.shaping = Shaping { factor: 0.3, weight_decay: 0.03, limit: 0.1, flags: 0 };
+                around.stages.ema = 0.1;
+                [record(rule, t), around]
+            });
+            each.collect::<Vec<_>>()
+        };
+        let record_of = case.tensors.iter().enumerate().map(|(i, tensor)| u32::try_from(2 * tensor.rule + i / 2 % 2).unwrap());
+        let record_of: Vec<_> = record_of.collect();
+        same(target, &case, |driven| {
+            for (t, gradients) in (1..).zip(&updates) {
+                let grads: Vec<_> =
+                    gradients.iter().map(|(indices, numbers)| Grad::rows(indices, numbers.values())).collect();
+                if t < 4 {
+                    driven.step(&records(t), &record_of, &grads).unwrap();
+                    continue;
+                }
+                let guard = Guard { factor: 0.3, clip: Clip::Global, first: 0, records: 0, scaler: None };
+                let clipped = |applied| {
+                    let mut records = records(t + applied);
+                    for record in &mut records {
+                        record.shaping.factor = guard.factor;
+                        record.stages.max_norm = 1.0;
+                    }
+                    records
+                };
+                driven.guarded(&guard, clipped, &record_of, &grads).unwrap();
+            }
+        });
+    }
+
     /// What is not finite, in every type of gradient: nothing changes but the scale and the counters. What is merely large or
     /// small is applied.
     fn not_finite(target) {
@@ -164,7 +220,7 @@ on_every_backend! {
             DType::F16 => [0x7e00, 0xfc01, 0x7c00, 0xfc00, 0x7bff, 0x0400, 0x8001, 1 << 15],
             DType::Bf16 => [0x7fc0, 0xff81, 0x7f80, 0xff80, 0x5f7f, 0x0080, 0x8001, 1 << 15],
         };
-        let rule = &rules()[0];
+        let rule = &rules()[1];
         let mut case = Case::new(slice::from_ref(rule), 30);
         for (i, formats) in Formats::all().into_iter().enumerate().filter(|(i, _)| i % 5 == 0) {
             case.push(&[[1030, 3, 20_000][i % 3]], formats, 0);
