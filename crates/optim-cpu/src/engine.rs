@@ -137,13 +137,7 @@ impl CpuEngine {
                 guard::total(sums)
             };
         }
-        if Arc::get_mut(&mut self.group_norms).is_none() {
-            self.group_norms = vec![0.0; self.group_norms.len()].into();
-        }
-        let group_norms = Arc::get_mut(&mut self.group_norms).unwrap_or_default();
-        let records = &mut now.records;
-        let verdict = decide(guard, &mut self.control, &self.measured, &self.group_of, records, group_norms);
-        Verdict { group_norms: Arc::clone(&self.group_norms), ..verdict }
+        decide(guard, &mut self.control, measured, &self.group_of, &mut now.records, &mut self.group_norms)
     }
 }
 
@@ -339,9 +333,12 @@ impl Engine for CpuEngine {
             }
         }
         self.prepare(update, grads)?;
-        let used = update.guard.map_or(update.records.len(), |guard| guard.records);
+        let used = update.guard.map_or(0..update.records.len(), |guard| {
+            let first = self.control.applied.wrapping_sub(guard.first) as usize * guard.records;
+            first..first + guard.records
+        });
         self.now.records.clear();
-        self.now.records.extend_from_slice(&update.records[..used]);
+        self.now.records.extend_from_slice(&update.records[used]);
         self.now.sum_rows(&self.memory.forms, update, grads);
 
         let mut progress = Progress::Applied;
