@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use half::{bf16, f16};
+use half::f16;
 use optim_tests::{Bound, Run, Target, compare, on_every_backend};
 use optimizers::core::{Backend, Master};
 use optimizers::rule::{At, CustomRule, Passes, Slot, SlotShape, StepScalars, UpdateRule};
