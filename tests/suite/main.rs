@@ -21,6 +21,8 @@ mod golden;
 mod gpu;
 // Every rule against its naive f64 twin.
 mod judge;
+// Sequences of overflows against MindSpore's loss scale managers.
+mod loss_scale;
 // The strict reader of the golden trajectories' manifest.
 mod manifest;
 // The CPU and the GPU, bit for bit.
