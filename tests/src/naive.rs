@@ -322,7 +322,7 @@ impl Engine for NaiveEngine {
             let groups: Vec<_> = self.tensors.iter().map(|tensor| u32::try_from(tensor.group).unwrap()).collect();
             let mut norms = vec![0.0; self.groups];
             let decided = decide(guard, &mut self.control, &measured, &groups, &mut records, &mut norms);
-            verdict = Some(Verdict { group_norms: norms, ..decided });
+            verdict = Some(Verdict { group_norms: norms.into(), ..decided });
         }
         for (index, gradient) in gradients.into_iter().enumerate() {
             let Some(gradient) = gradient else { continue };
