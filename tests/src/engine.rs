@@ -37,10 +37,12 @@ impl Numbers {
         }
     }
 
-    /// As many [wide](Random::wide) numbers as asked for.
+    /// As many [wide](Random::wide) numbers as asked for; some are 0, of either sign.
     #[must_use]
     pub fn random(dtype: DType, len: usize, random: &mut Random) -> Self {
-        Self::new(dtype, &random.tensor(len))
+        let mut values = random.tensor(len);
+        values.iter_mut().skip(7).step_by(31).for_each(|x| *x *= 0.0);
+        Self::new(dtype, &values)
     }
 
     /// Replaces an element by one with these bits.

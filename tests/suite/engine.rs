@@ -257,7 +257,7 @@ on_every_backend! {
     fn clipping(target) {
         let (case, gradients) = mixed(&rules(), 4);
         for (clip, scaler) in [(Clip::Global, None), (Clip::Group, Some(SCALER)), (Clip::Parameter, None)] {
-            let guard = Guard { factor: 0.7, clip, first: 0, records: 0, scaler };
+            let guard = Guard { factor: 0.9, clip, first: 0, records: 0, scaler };
             let records = |applied| {
                 let mut records = records(&case, applied + 1);
                 for (i, record) in records.iter_mut().enumerate() {
@@ -271,7 +271,7 @@ on_every_backend! {
                 records
             };
             let script = |driven: &mut Driven| {
-                driven.engine.set_control(&Control { scale: 4.0, ..Control::default() }).unwrap();
+                driven.engine.set_control(&Control { scale: 3.0, ..Control::default() }).unwrap();
                 for (update, gradients) in gradients.iter().enumerate() {
                     driven.guarded(&guard, records, &some_frozen(&case, update), &grads(gradients)).unwrap();
                 }
