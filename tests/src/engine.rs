@@ -517,7 +517,7 @@ impl fmt::Debug for Bits {
 /// All of a verdict that is a number.
 fn numbers(verdict: &Verdict) -> Vec<f32> {
     let Verdict { norm, clip, scale_before, scale, group_norms, .. } = verdict;
-    [*norm, *clip, *scale_before, *scale].iter().chain(group_norms.iter()).copied().collect()
+    [*norm, *clip, *scale_before, *scale].iter().chain(&**group_norms).copied().collect()
 }
 
 /// The rest of a verdict.

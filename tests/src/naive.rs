@@ -320,9 +320,8 @@ impl Engine for NaiveEngine {
             };
             let measured: Vec<_> = gradients.iter().map(measure).collect();
             let groups: Vec<_> = self.tensors.iter().map(|tensor| u32::try_from(tensor.group).unwrap()).collect();
-            let mut norms = vec![0.0; self.groups];
-            let decided = decide(guard, &mut self.control, &measured, &groups, &mut records, &mut norms);
-            verdict = Some(Verdict { group_norms: norms.into(), ..decided });
+            let mut norms = vec![0.0; self.groups].into();
+            verdict = Some(decide(guard, &mut self.control, &measured, &groups, &mut records, &mut norms));
         }
         for (index, gradient) in gradients.into_iter().enumerate() {
             let Some(gradient) = gradient else { continue };
