@@ -46,10 +46,11 @@ pub use backend::Backend;
 /// [`Engine`](optim_core::Engine).
 pub use optim_core as core;
 pub use optim_core::{
-    AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
-    DeviceMemory, Error, Ftrl, Grad, IntoBackend, Lamb, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, Outcome,
-    ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Sgd,
-    StepReport, Values, dynamic_lr, rule, schedule,
+    AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder,
+    Centralization, DType, DeviceMemory, DynamicLossScale, Ema, Error, Estimate, Explanation, FixedLossScale, Ftrl,
+    Grad, Gradients, Group, GroupEstimate, IntoBackend, Lamb, Lars, LazyAdam, Lion, LossScale, Master, Momentum, NAdam,
+    Optimizer, Origin, Outcome, ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop,
+    Rule, Schedule, Select, Sgd, Skip, StateDType, StepReport, Values, dynamic_lr, rule, schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;
