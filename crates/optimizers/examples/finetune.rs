@@ -87,8 +87,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     }
     println!("{optimizer}\n\n{}\n", optimizer.explain(FROZEN[0])?);
 
-    println!("{:<34}  test accuracy on          distance of the weights from the pretrained", "");
-    println!("{:<34}   all    0-4    5-9        layers.0  layers.1  layers.2      head", "");
+    println!("{:<31}      test    test accuracy on         distance from the pretrained weights", "");
+    println!("{:<31}      loss     all     0-4     5-9    layers.0  layers.1  layers.2      head", "");
     println!("{pretrained_line}");
     train_epochs(FROZEN_EPOCHS, &mut optimizer, &mut network, &mut images, &mut random)?;
     println!("{}", line("all digits, first layer frozen", &network, &pretrained, &test));
@@ -140,13 +140,15 @@ fn train_epochs(
 
 /// One line of the table: accuracies, and the root mean square of each layer's change.
 fn line(phase: &str, network: &Network, pretrained: &[Vec<f32>], test: &[Image]) -> String {
-    let accuracy = |chosen: fn(&Image) -> bool| network.evaluate(test.iter().filter(|image| chosen(image))).accuracy;
-    let (all, old, new) =
-        (accuracy(|_| true), accuracy(|image| image.digit < FIRST_NEW), accuracy(|image| image.digit >= FIRST_NEW));
+    let evaluate = |chosen: fn(&Image) -> bool| network.evaluate(test.iter().filter(|image| chosen(image)));
+    let all = evaluate(|_| true);
+    let old = evaluate(|image| image.digit < FIRST_NEW).accuracy;
+    let new = evaluate(|image| image.digit >= FIRST_NEW).accuracy;
     let weights = network.tensors().zip(pretrained).take(WIDTHS.len() - 1);
     let distances = weights.map(|(now, then)| {
         let squares: f64 = now.iter().zip(then).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         format!("{:>10.4}", (squares / now.len() as f64).sqrt())
     });
-    format!("{phase:<34} {all:>6.3} {old:>6.3} {new:>6.3}      {}", distances.collect::<String>())
+    let distances: String = distances.collect();
+    format!("{phase:<31} {:>9.4} {:>7.3} {old:>7.3} {new:>7.3}  {distances}", all.loss, all.accuracy)
 }
