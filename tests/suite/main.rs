@@ -8,6 +8,8 @@ mod behaviours;
 mod compression;
 // Lists of rates against MindSpore's.
 mod dynamic_lr;
+// Engines driven directly, against the naive one.
+mod engine;
 // Every refusal: a typed error that names what is wrong, and nothing changed.
 mod errors;
 // Numbers in 16 and 8 bits, stochastic rounding, random bits.
@@ -29,6 +31,8 @@ mod properties;
 // Row-sparse gradients and rules of the user's own, on both backends.
 #[cfg(all(feature = "cpu", feature = "gpu"))]
 mod sparse;
+// Rows of parameters that come, go and move.
+mod surgery;
 // Row-sparse gradients against a naive f64 loop, and their laws.
 mod rows;
 // Step scalars against values computed in another way.

@@ -17,6 +17,7 @@ use crate::{Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepR
 
 mod change;
 mod explain;
+mod surgery;
 
 pub use explain::Explanation;
 
