@@ -32,8 +32,8 @@ const WIDTHS: [usize; 5] = [PIXELS, 64, 64, 64, DIGITS];
 const FIRST_NEW: usize = 5;
 const BATCH: usize = 32;
 const PRETRAINING_EPOCHS: u64 = 10;
-const FROZEN_EPOCHS: u64 = 8;
-const LAST_EPOCHS: u64 = 4;
+const FROZEN_EPOCHS: u64 = 12;
+const LAST_EPOCHS: u64 = 8;
 const FROZEN: [&str; 2] = ["layers.0.weight", "layers.0.bias"];
 
 /// Teaches a network that knows the digits 0 to 4 all ten.
