@@ -51,6 +51,7 @@ where
         .x_desc(right)
         .y_desc(up)
         .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{}", (y * 1e6).round() / 1e6))
         .label_style((FONT, 14))
         .axis_desc_style((FONT, 16))
         .light_line_style(TRANSPARENT)
