@@ -302,7 +302,7 @@ fn draw(runs: &[Run], path: &Path) -> Result<(), Box<dyn Error>> {
         area.fill(&WHITE)?;
         let charts = area.titled("digits: Adam in fewer bits", (FONT, 22))?.split_evenly((2, 1));
         let (low, high) = bounds(&losses);
-        let range = (low.max(1e-6)..high.max(1e-5)).log_scale();
+        let range = (0.9 * low.max(1e-6)..high.max(1e-5)).log_scale();
         chart(&charts[0], ["epoch", "training loss"], range, UpperRight, &losses)?;
         let (low, _) = bounds(&accuracies);
         chart(&charts[1], ["epoch", "test accuracy"], (low - 0.02).max(0.0)..1.0, LowerRight, &accuracies)?;
