@@ -1,7 +1,7 @@
 //! Rows that come, go and move: a table goes on as if each of its rows had always been a parameter of its own.
 
 use half::bf16;
-use optim_tests::{Random, Target, on_every_backend};
+use optim_tests::{Random, on_every_backend};
 use optimizers::{
     AdaFactor, Adagrad, Adam, Builder, DType, Error, Grad, Momentum, Optimizer, ParamMut, Parameter, Rule, StateDType,
 };
