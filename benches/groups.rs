@@ -17,8 +17,8 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool) {
     }
     let lens: Vec<usize> = TENSORS.lines().map(elements).collect();
     println!(
-        "{:<13} {:<19} {:>7} {:>12} {:>18} {:>9} {:>10} {:>11}",
-        "case", "rule", "threads", "ns/param", "ns/param in groups", "ratio", "us apart", "dispatches"
+        "{:<13} {:<19} {:>7} {:>12} {:>9} {:>8} {:>14} {:>10}",
+        "case", "rule", "threads", "ns/param", "in groups", "ratio", "us apart", "dispatches"
     );
     for (place, _) in places.into_iter().filter(|(_, wanted)| *wanted) {
         match place.parse() {
@@ -114,7 +114,7 @@ fn compare(optimizers: &mut [Optimizer; 2], mut round: impl FnMut(&mut Optimizer
 fn print(lens: &[usize], place: &str, [one, many]: [f64; 2], dispatches: &str) {
     let ns = 1e9 / lens.iter().sum::<usize>() as f64;
     println!(
-        "{CASE:<13} {:<19} {place:>7} {:>12.4} {:>18.4} {:>9.3} {:>10.1} {dispatches:>11}",
+        "{CASE:<13} {:<19} {place:>7} {:>12.3} {:>9.3} {:>8.3} {:>14.1} {dispatches:>10}",
         "adam",
         one * ns,
         many * ns,
