@@ -6,8 +6,7 @@ use optim_tests::tolerance::GOLDEN;
 use optim_tests::{Bound, Random, Run, Target, compare, on_every_backend};
 use optimizers::core::rule::Sparse;
 use optimizers::{
-    Adam, Builder, Error, Grad, IntoBackend, LazyAdam, Momentum, Optimizer, ParamGroup, Parameter, Result, Rule,
-    Sgd,
+    Adam, Builder, Error, Grad, IntoBackend, LazyAdam, Momentum, Optimizer, ParamGroup, Parameter, Result, Rule, Sgd,
 };
 
 /// The rules that take row-sparse gradients.
