@@ -788,13 +788,12 @@ fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
     if group.varies.is_empty() {
         return Ok(());
     }
-    let entry = rule.spec().entry();
     rule.clone_from(group.rule());
     for edit in &group.varies {
         let _ = edit(rule, update);
     }
     rule.spec().validate()?;
-    check_vary(&group.place, entry, rule)
+    check_vary(&group.place, group.rule().spec().entry(), rule)
 }
 
 /// Whether a parameter has state that begins as the parameter does.
