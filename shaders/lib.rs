@@ -13,6 +13,10 @@ pub const PRELUDE: &str = include_str!("prelude.wgsl");
 /// The sums over a parameter that rules with norms begin with.
 pub const REDUCE: &str = include_str!("reduce.wgsl");
 
+/// How numbers are kept in fewer bits than 32, and the random bits to round with: functions only, of the names of
+/// `optim_core::format`.
+pub const FORMATS: &str = include_str!("formats.wgsl");
+
 /// The walks of a rule whose second moments are kept by row and by column. It needs [`PRELUDE`], the rule, the record and the
 /// format of the moments.
 pub const FACTORED: &str = include_str!("factored.wgsl");

@@ -8,6 +8,8 @@ mod compression;
 mod dynamic_lr;
 // Every refusal: a typed error that names what is wrong, and nothing changed.
 mod errors;
+// Numbers in 16 and 8 bits, stochastic rounding, random bits.
+mod formats;
 // Trajectories that MindSpore, PyTorch and optax themselves produced.
 mod golden;
 // The caller's device and buffers, windows, dispatches, errors of the device.

@@ -8,8 +8,8 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use optim_shaders::{
-    FACTORED_WALKS, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Moments, NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE,
-    WORKGROUP, Width, compose, compose_factored, compose_finish, compose_measure, compose_rows, rule,
+    FACTORED_WALKS, FORMATS, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Moments, NO_GRAD, Norms, PRELUDE, REDUCE, RULES,
+    SLICE, WORKGROUP, Width, compose, compose_factored, compose_finish, compose_measure, compose_rows, rule,
 };
 use optimizers::Rule;
 use optimizers::core::backend::{Shaping, Trust};
@@ -61,6 +61,7 @@ fn differences(source: &str, name: &str, fields: &[&str]) -> Vec<String> {
 fn every_fragment_is_valid_alone() {
     validated("prelude", PRELUDE);
     validated("reduce", REDUCE);
+    validated("formats", FORMATS);
     validated("lars", &format!("{PRELUDE}\n{LARS}"));
     for (name, source) in RULES {
         validated(name, source);

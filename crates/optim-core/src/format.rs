@@ -17,6 +17,7 @@
 //! the probability of its distance from the number below, it is kept on average. The random bits are a function of a key
 //! of the tensor, the step, the element and what is stored ([`random`]): there is no generator with a state, so a
 //! run repeats itself on any backend, with any number of threads, and after it was resumed.
+#![allow(clippy::cast_possible_truncation, reason = "the bits that a cast drops are 0, or are meant to go")]
 
 use std::fmt;
 
@@ -241,17 +242,23 @@ pub fn join(bf16: u16, correction: u16) -> f32 {
     f32::from_bits((u32::from(bf16) << 16).wrapping_add(correction).wrapping_sub(borrow))
 }
 
-/// The scale of a block: its largest |x|; 0 if all are 0 or there is none. Not a number, or infinite, if one of them is: so
-/// the whole block is read as NaN.
+/// The scale of a block whose largest [`magnitude`] this is. If that is not finite it is NaN, and so is then all that is read
+/// from the block.
+#[inline(always)]
+#[must_use]
+pub fn scale_from(largest: u32) -> f32 {
+    let mut bits = largest;
+    if largest >= INFINITE {
+        bits = 0x7fc0_0000;
+    }
+    f32::from_bits(bits)
+}
+
+/// The scale of a block: its largest |x|; 0 if all are 0 or there is none. See [`scale_from`].
 #[inline(always)]
 #[must_use]
 pub fn scale_of(block: &[f32]) -> f32 {
-    let mut largest = 0;
-    for &x in block {
-        let magnitude = magnitude(x);
-        largest = if magnitude > largest { magnitude } else { largest };
-    }
-    f32::from_bits(largest)
+    scale_from(block.iter().fold(0, |largest, &x| largest.max(magnitude(x))))
 }
 
 /// The number of a signed code: `±(c / 127)² · scale`, for `c` from −127 to 127 in two's complement.
@@ -316,28 +323,23 @@ pub fn encode_positive(x: f32, scale: f32, random: u32) -> u8 {
 /// One of the two whole numbers around `√(|x| / scale · most)` such that the square is right on average.
 #[inline(always)]
 fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
-    let size = f32::from_bits(magnitude(x));
-    let mut u = size / scale * most;
+    let bits = magnitude(scale);
+    let mut u = f32::from_bits(magnitude(x)) / f32::from_bits(bits) * most;
     if u > most {
         u = most;
     }
-    let mut low = (u.sqrt() as u32) as f32;
-    // A root that was rounded up, or was computed with an error.
-    if low * low > u {
-        low -= 1.0;
+    // The nearest whole number: the low bits of a sum of which 1 is the last bit.
+    let mut root = (u.sqrt() + 8_388_608.0).to_bits() & 0xff;
+    if (root * root) as f32 > u {
+        root -= 1;
     }
-    if (low + 1.0) * (low + 1.0) <= u {
-        low += 1.0;
-    }
-    let rest = u - low * low;
-    let gap = low + low + 1.0;
+    let rest = u - (root * root) as f32;
+    let gap = (root + root + 1) as f32;
     let threshold = (random & 0xff_ffff) as f32 * 5.960_464_5e-8;
-    let mut root = low as u32;
     if rest > threshold * gap {
         root += 1;
     }
-    let scale = magnitude(scale);
-    if scale == 0 || scale >= INFINITE {
+    if bits == 0 || bits >= INFINITE {
         root = 0;
     }
     root
@@ -347,13 +349,13 @@ fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn hash(x: u32) -> u32 {
-    let mut x = x;
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x21f0_aaad);
-    x ^= x >> 15;
-    x = x.wrapping_mul(0xd35a_2d97);
-    x ^= x >> 15;
-    x
+    let mut mixed = x;
+    mixed ^= mixed >> 16;
+    mixed = mixed.wrapping_mul(0x21f0_aaad);
+    mixed ^= mixed >> 15;
+    mixed = mixed.wrapping_mul(0xd35a_2d97);
+    mixed ^= mixed >> 15;
+    mixed
 }
 
 /// The key of a tensor: FNV-1a of 64 bits over the eight bytes of `seed`, least first, and the name in UTF-8; the two halves

@@ -13,6 +13,7 @@
 //! | [`group`] | parameters that share settings |
 //! | [`rule`], [`rules`] | update formulas: one file a rule |
 //! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step; lists to hand over |
+//! | [`format`](mod@format) | numbers in fewer bits, stochastic rounding |
 //! | [`memory`] | the caller's memory, borrowed for one step |
 //! | [`optimizer`] | the builder, the step |
 //! | [`guard`] | what is measured of gradients and decided before an update; loss scales |
