@@ -9,6 +9,8 @@
 //!
 //! [`decide`] is what the CPU runs; `shaders/guard.wgsl` is its twin, so that a device can decide without the host.
 
+use std::sync::Arc;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::{Record, Shaping};
@@ -125,21 +127,25 @@ pub struct Verdict {
     /// Updates applied before this step, low 32 bits: which of the records were used.
     pub applied: u32,
     /// The norm of each group.
-    pub group_norms: Vec<f32>,
+    pub group_norms: Arc<[f32]>,
 }
 
 /// Decides: completes the records of the update, or marks them to be skipped, and moves the counters on.
 ///
-/// `measured`, `group_of`: one for each parameter; those without a gradient measure 0. `group_norms`: one for each group, filled here.
-/// The vector of the verdict stays empty.
+/// `measured`, `group_of`: one for each parameter; those without a gradient measure 0. `group_norms`: one for each group; filled here
+/// and shared with the verdict, so that nothing is allocated once the verdict before has been dropped.
 pub fn decide(
     guard: &Guard,
     control: &mut Control,
     measured: &[Measured],
     group_of: &[u32],
     records: &mut [Record],
-    group_norms: &mut [f32],
+    shared_norms: &mut Arc<[f32]>,
 ) -> Verdict {
+    if Arc::get_mut(shared_norms).is_none() {
+        *shared_norms = vec![0.0; shared_norms.len()].into();
+    }
+    let group_norms = Arc::get_mut(shared_norms).map_or(&mut [][..], |norms| norms);
     let first_bad = measured.iter().position(|measured| measured.bad != 0);
 
     let mut lanes = [0.0; LANES];
@@ -219,7 +225,7 @@ pub fn decide(
     }
     control.current = control.current.wrapping_add(1);
     let (scale, bad) = (control.scale, control.bad);
-    Verdict { skip, first_bad, norm, clip, scale_before, scale, bad, applied, group_norms: Vec::new() }
+    Verdict { skip, first_bad, norm, clip, scale_before, scale, bad, applied, group_norms: Arc::clone(shared_norms) }
 }
 
 /// The exponent bits of an `f32`: all set in what is not finite.

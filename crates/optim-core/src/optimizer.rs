@@ -407,7 +407,13 @@ impl Optimizer {
         let index = find("parameter", names, parameter)?;
         let nth = find("slot", slots.iter().map(|s| s.name), slot)?;
         let mut values = vec![0.0_f32; slots[nth].shape.len(self.parameters[index].shape())];
-        self.engine.read(index, Part::Slot(nth), 0, bytemuck::cast_slice_mut(&mut values))?;
+        if slots[nth].dtype == DType::F16 {
+            let mut stored = vec![half::f16::ZERO; values.len()];
+            self.engine.read(index, Part::Slot(nth), 0, bytemuck::cast_slice_mut(&mut stored))?;
+            crate::compressed::decode(&stored, &mut values);
+        } else {
+            self.engine.read(index, Part::Slot(nth), 0, bytemuck::cast_slice_mut(&mut values))?;
+        }
         Ok(values)
     }
 
