@@ -232,7 +232,14 @@ fn stream(key: u32, step: u32, plane: u32) -> u32 {
 
 // The random bits of an element, by its index in its tensor.
 fn random_at(stream: u32, element: u32) -> u32 {
-    return hash((element * 0x9e3779b9u) ^ stream);
+    var mixed = element ^ stream;
+    mixed = mixed ^ (mixed >> 16u);
+    mixed = mixed * 0x21f0aaadu;
+    mixed = mixed ^ (mixed >> 15u);
+    mixed = mixed + stream;
+    mixed = mixed * 0xd35a2d97u;
+    mixed = mixed ^ (mixed >> 15u);
+    return mixed;
 }
 
 fn random(key: u32, step: u32, element: u32, plane: u32) -> u32 {

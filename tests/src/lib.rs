@@ -29,7 +29,7 @@ use optimizers::{IntoBackend, Result, core};
 
 pub use naive::Naive;
 pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
-pub use run::{Bound, Run, compare};
+pub use run::{Bound, Run, compare, final_report};
 
 /// The examples of the project's front page, which run on the CPU.
 #[cfg(all(doctest, feature = "cpu"))]

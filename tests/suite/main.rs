@@ -2,6 +2,8 @@
 
 // Counts the allocations of a step. Holds the binary's allocator.
 mod allocations;
+// Odd calls: MindSpore's answers and this library's.
+mod behaviours;
 // AdaFactor's second moments in half precision.
 mod compression;
 // Lists of rates against MindSpore's.
@@ -19,6 +21,8 @@ mod golden;
 mod gpu;
 // Every rule against its naive f64 twin.
 mod judge;
+// Sequences of overflows against MindSpore's loss scale managers.
+mod loss_scale;
 // The strict reader of the golden trajectories' manifest.
 mod manifest;
 // The CPU and the GPU, bit for bit.
@@ -29,12 +33,16 @@ mod properties;
 // Row-sparse gradients and rules of the user's own, on both backends.
 #[cfg(all(feature = "cpu", feature = "gpu"))]
 mod sparse;
+// Rows of parameters that come, go and move.
+mod surgery;
 // Row-sparse gradients against a naive f64 loop, and their laws.
 mod rows;
 // Step scalars against values computed in another way.
 mod scalars;
 // Schedules against the values of MindSpore and PyTorch, and their laws.
 mod schedules;
+// Rules, rates and schedules as data: written, read back, refused.
+mod serde;
 // Every kernel through naga, without a driver.
 #[cfg(feature = "gpu")]
 mod shaders;

@@ -1,12 +1,18 @@
-//! Schedules against the values of MindSpore and PyTorch, and their laws.
+//! Schedules against the values of MindSpore and PyTorch, and their laws; the rate that follows a metric.
+
+use std::fs;
+use std::path::Path;
 
 use optim_tests::Target;
 use optim_tests::tolerance::{LIST, SCHEDULE};
 use optimizers::schedule::{
-    Constant, CosineDecay, CosineRestarts, Cyclic, ExponentialDecay, InverseDecay, InverseSqrt, Linear, MultiStep,
-    NaturalExpDecay, Noam, OneCycle, PolynomialDecay, StepDecay, WarmUp, WarmupStableDecay, from_fn,
+    Constant, CosineDecay, CosineRestarts, Cyclic, ExponentialDecay, InverseDecay, InverseSqrt, Linear, Mode,
+    MultiStep, NaturalExpDecay, Noam, OneCycle, PlateauState, PolynomialDecay, ReduceOnPlateau, StepDecay, Threshold,
+    WarmUp, WarmupStableDecay, from_fn,
 };
 use optimizers::{Error, Momentum, Parameter, Rate, Result, Schedule};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::manifest::{Golden, schedule};
 
@@ -174,6 +180,33 @@ fn values_are_pytorchs() {
     }
 }
 
+/// PyTorch 2.15: `OneCycleLR(SGD(momentum=0.9), 0.5, total_steps=10)` and `CyclicLR(…, 0.1, 0.4, step_size_up=4, step_size_down=2)`.
+#[test]
+fn momenta_are_pytorchs() {
+    let one = OneCycle::new(0.5, 10).unwrap();
+    let expected = [
+        0.95,
+        0.9,
+        0.85,
+        0.854_951_556_604_879,
+        0.868_825_509_907_063_3,
+        0.888_873_953_302_184_2,
+        0.911_126_046_697_815_7,
+        0.931_174_490_092_936_6,
+        0.945_048_443_395_121,
+        0.95,
+    ];
+    for (i, expected) in (0..).zip(expected) {
+        let momentum = one.momentum_at(i, 0.85, 0.95);
+        assert!((momentum - expected).abs() < 1e-12, "one cycle at {i}: {momentum}, expected {expected}");
+    }
+    let cyclic = Cyclic::new(0.1, 0.4, 4, 2).unwrap();
+    for (i, expected) in (0..).zip([0.9, 0.875, 0.85, 0.825, 0.8, 0.85, 0.9, 0.875]) {
+        let momentum = cyclic.momentum_at(i, 0.8, 0.9);
+        assert!((momentum - expected).abs() < 1e-12, "cyclic at {i}: {momentum}, expected {expected}");
+    }
+}
+
 /// The formulas of the papers, term by term.
 #[test]
 fn values_are_the_papers() {
@@ -298,16 +331,131 @@ fn closures_are_rates() {
     assert_eq!(w, [0.25]);
 }
 
+#[track_caller]
+fn refused<T: std::fmt::Debug>(rate: Result<T>, argument: &str) {
+    match rate {
+        Err(Error::HyperParameter { name, .. }) if name == argument => {}
+        other => panic!("expected {argument} to be refused, got {other:?}"),
+    }
+}
+
+/// `golden/torch/plateau.json`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Plateaus {
+    origin: String,
+    columns: [String; 5],
+    cases: Vec<PlateauCase>,
+}
+
+/// A setting, and what PyTorch made of its metrics. Numbers that may be infinite or NaN are words.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlateauCase {
+    lr: f64,
+    kwargs: Map<String, Value>,
+    rows: Vec<(String, String, String, u64, u64)>,
+}
+
+impl PlateauCase {
+    fn rate(&self) -> ReduceOnPlateau {
+        let mut rate = ReduceOnPlateau::new(self.lr).unwrap();
+        for (keyword, value) in &self.kwargs {
+            let (number, count) = (value.as_f64().unwrap_or(f64::NAN), value.as_u64());
+            rate = match (&**keyword, value.as_str()) {
+                ("mode", Some("max")) => rate.mode(Mode::Max),
+                ("threshold_mode", Some("abs")) => rate.threshold_mode(Threshold::Absolute),
+                ("patience", None) => rate.patience(count.unwrap()),
+                ("cooldown", None) => rate.cooldown(count.unwrap()),
+                ("factor", None) => rate.factor(number).unwrap(),
+                ("threshold", None) => rate.threshold(number).unwrap(),
+                ("min_lr", None) => rate.min_lr(number).unwrap(),
+                ("eps", None) => rate.eps(number).unwrap(),
+                _ => panic!("unknown: {keyword} {value}"),
+            };
+        }
+        rate
+    }
+}
+
+/// After every metric the rate and the memory are PyTorch's, to the bit; also when the run is resumed from a saved progress.
+#[test]
+fn plateaus_are_pytorchs() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/torch/plateau.json");
+    let golden: Plateaus = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(golden.columns.join(" "), "metric lr best num_bad_epochs cooldown_counter", "{}", golden.origin);
+    let (mut compared, mut reductions) = (0, 0);
+    for case in &golden.cases {
+        let mut rate = case.rate();
+        for (nth, (metric, lr, best, num_bad_epochs, cooldown_counter)) in case.rows.iter().enumerate() {
+            let place = format!("{} {:?}, metric {nth}", case.lr, case.kwargs);
+            let before = rate.lr();
+            let reduced = rate.observe(metric.parse().unwrap()).unwrap();
+            let (lr, best) = (lr.parse().unwrap(), best.parse().unwrap());
+            let (num_bad_epochs, cooldown_counter) = (*num_bad_epochs, *cooldown_counter);
+            assert_eq!(rate.state(), PlateauState { lr, best, num_bad_epochs, cooldown_counter }, "{place}");
+            assert_eq!((rate.lr(), rate.best()), (lr, best), "{place}");
+            assert_eq!((rate.num_bad_epochs(), rate.cooldown_counter()), (num_bad_epochs, cooldown_counter), "{place}");
+            assert_eq!(reduced, lr < before, "{place}");
+            compared += 1;
+            reductions += u32::from(reduced);
+
+            let mut resumed = case.rate();
+            resumed.restore(rate.state()).unwrap();
+            assert_eq!(resumed, rate, "{place}");
+            rate = resumed;
+        }
+    }
+    assert!(
+        golden.cases.len() == 20 && compared == 392 && reductions > 50,
+        "{compared} metrics, {reductions} reductions"
+    );
+}
+
+/// A rate that follows a metric is asked as any other, and only it takes note of metrics.
+#[test]
+fn rates_observe() {
+    let mut rate = Rate::from(ReduceOnPlateau::new(0.5).unwrap().factor(0.5).unwrap().patience(0));
+    assert_eq!([1.0, 1.0, 2.0, 0.5].map(|metric| rate.observe(metric)), [Ok(false), Ok(true), Ok(true), Ok(false)]);
+    assert!(matches!(&rate, Rate::Plateau(plateau) if plateau.lr() == 0.125), "{rate:?}");
+
+    let mut optimizer = Momentum::new(rate, 0.0).params([Parameter::new("w", [1])]).build(Target::ALL[0]).unwrap();
+    let mut w = [1.0_f32];
+    for expected in [0.875, 0.75] {
+        let report = optimizer.step(&mut [(&mut w).into()], &[(&[1.0_f32]).into()]).unwrap();
+        assert_eq!((&*report.rates, w[0]), (&[0.125][..], expected));
+    }
+
+    for mut rate in [Rate::from(0.1), Rate::from([0.1]), Rate::from(Constant::new(0.1).unwrap())] {
+        let before = format!("{rate:?}");
+        assert_eq!((rate.observe(1.0), rate.observe(f64::NAN)), (Ok(false), Ok(false)), "{rate:?}");
+        assert_eq!(format!("{rate:?}"), before);
+    }
+}
+
+/// Every setting and every part of a saved progress out of its range is refused by its name, and changes nothing.
+#[test]
+fn plateaus_are_checked() {
+    let rate = || ReduceOnPlateau::new(0.3).unwrap();
+    let state = rate().state();
+    let mut restored = rate();
+    for bad in [-0.1, f64::NAN, f64::INFINITY, 1e60] {
+        refused(ReduceOnPlateau::new(bad), "ReduceOnPlateau: lr");
+        refused(rate().factor(bad), "ReduceOnPlateau: factor");
+        refused(rate().threshold(bad), "ReduceOnPlateau: threshold");
+        refused(rate().min_lr(bad), "ReduceOnPlateau: min_lr");
+        refused(rate().eps(bad), "ReduceOnPlateau: eps");
+        refused(restored.restore(PlateauState { lr: bad, ..state }), "ReduceOnPlateau: state.lr");
+    }
+    refused(rate().factor(0.0), "ReduceOnPlateau: factor");
+    refused(rate().factor(1.0), "ReduceOnPlateau: factor");
+    refused(restored.restore(PlateauState { best: f64::NAN, ..state }), "ReduceOnPlateau: state.best");
+    assert_eq!(restored, rate());
+}
+
 /// Every argument out of its range is refused by its name.
 #[test]
 fn arguments_are_checked() {
-    #[track_caller]
-    fn refused<T: std::fmt::Debug>(schedule: Result<T>, argument: &str) {
-        match schedule {
-            Err(Error::HyperParameter { name, .. }) if name == argument => {}
-            other => panic!("expected {argument} to be refused, got {other:?}"),
-        }
-    }
     let cycle = || OneCycle::new(0.3, 10).unwrap();
     let plateau = || WarmupStableDecay::new(0.3, 1, 1, 1).unwrap();
     for bad in [-0.1, f64::NAN, f64::INFINITY, 1e60] {

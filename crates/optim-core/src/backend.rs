@@ -155,6 +155,12 @@ impl Tensor {
         arrays
     }
 
+    /// The bytes of those arrays.
+    #[must_use]
+    pub fn state_bytes(&self, slots: &[Slot]) -> usize {
+        self.arrays(slots).iter().map(|(_, element, len)| element.size() * len).sum()
+    }
+
     /// The rows over which a gradient is centralized or clipped by units, and the elements of each: the first axis and the product
     /// of the others; one row for a parameter of fewer than two axes.
     #[must_use]

@@ -51,10 +51,10 @@ pub enum Error {
         got: String,
     },
     /// A list of rates is shorter than the training.
-    #[error(
-        "the learning rates of {place} are exhausted: update {update} needs index {update}, the list has {len} entries"
-    )]
+    #[error("the {what}s of {place} are exhausted: update {update} needs index {update}, the list has {len} entries")]
     RateExhausted {
+        /// "learning rate" or "weight decay".
+        what: &'static str,
         /// "the optimizer" or the group.
         place: String,
         /// The 0-based index of this update.
@@ -62,9 +62,13 @@ pub enum Error {
         /// The length of the list.
         len: usize,
     },
-    /// A schedule returned a value that is not a finite number.
-    #[error("the learning rate of {place} at update {update} is {got}: expected a finite number")]
+    /// A schedule returned a value that is not a finite number, or a negative one for a weight decay.
+    #[error(
+        "the {what} of {place} at update {update} is {got}: expected a finite number, of a weight decay not a negative one"
+    )]
     RateNotFinite {
+        /// "learning rate" or "weight decay".
+        what: &'static str,
         /// "the optimizer" or the group.
         place: String,
         /// The 0-based index of this update.

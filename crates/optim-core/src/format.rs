@@ -379,13 +379,20 @@ pub fn stream(key: u32, step: u32, plane: u32) -> u32 {
 
 /// The 32 random bits of an element, by the low 32 bits of its index in its tensor.
 ///
-/// One hash: `hash(element · 0x9e3779b9 ⊕ stream)`. Within a stream no two elements have the same bits. Two streams
-/// differ before the hash by an exclusive or of about 16 bits that lie anywhere, not by a sum: so none is a shifted copy of the
-/// other. An element never has the same bits in two streams.
+/// [`hash`] of `element ⊕ stream`, with the stream added once more between its two multiplications. Within a stream no two
+/// elements have the same bits. Without the second use another stream would be the same numbers in another order, in runs of
+/// equal shifts; with it, what two streams have in common is as little and as scattered as chance would have it.
 #[inline(always)]
 #[must_use]
 pub fn random_at(stream: u32, element: u32) -> u32 {
-    hash(element.wrapping_mul(0x9e37_79b9) ^ stream)
+    let mut mixed = element ^ stream;
+    mixed ^= mixed >> 16;
+    mixed = mixed.wrapping_mul(0x21f0_aaad);
+    mixed ^= mixed >> 15;
+    mixed = mixed.wrapping_add(stream);
+    mixed = mixed.wrapping_mul(0xd35a_2d97);
+    mixed ^= mixed >> 15;
+    mixed
 }
 
 /// 32 random bits: [`random_at`] an element of a [`stream`].

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::Result;
 use crate::backend::{Record, Shaping};
 use crate::error::{at_least_one, check};
-use crate::{Error, Result};
 
 /// The lanes over which norms are summed.
 const LANES: usize = 256;
@@ -374,9 +374,4 @@ impl LossScale {
             Self::Dynamic(dynamic) => dynamic.max_skips,
         }
     }
-}
-
-/// The error after too many skips in a row.
-pub(crate) fn too_many(name: String, skips: u32) -> Error {
-    Error::TooManySkips { name, skips }
 }

@@ -10,22 +10,25 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`parameter`] | what is trained: name, shape, type |
-//! | [`group`] | parameters that share settings |
+//! | [`group`], [`select`] | parameters that share settings, listed or chosen by rule |
 //! | [`rule`], [`rules`] | update formulas: one file a rule |
-//! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step; lists to hand over |
-//! | [`format`](mod@format) | numbers in fewer bits, stochastic rounding |
+//! | [`rate`], [`schedule`], [`dynamic_lr`] | learning rates: a number, a list, a function of the step, a plateau; lists to hand over |
 //! | [`memory`] | the caller's memory, borrowed for one step |
-//! | [`optimizer`] | the builder, the step |
+//! | [`builder`], [`settings`], [`estimate`] | from what the user says to what holds for every parameter |
+//! | [`optimizer`] | the step, and changes between steps |
 //! | [`guard`] | what is measured of gradients and decided before an update; loss scales |
-//! | [`format`] | how numbers are kept in 16 and 8 bits |
+//! | [`mod@format`] | numbers in 16 and 8 bits, stochastic rounding |
 //! | [`backend`] | what a backend must do |
 //! | [`report`], [`error`] | what comes back |
+//! | `serialization` | rules, rates and schedules as data, with the feature `serde` |
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod builder;
 pub mod compressed;
 pub mod dynamic_lr;
 pub mod error;
+pub mod estimate;
 pub mod format;
 pub mod group;
 pub mod guard;
@@ -37,18 +40,28 @@ pub mod report;
 pub mod rule;
 pub mod rules;
 pub mod schedule;
+pub mod select;
+#[cfg(feature = "serde")]
+pub mod serialization;
+pub mod settings;
 
 pub use backend::{Backend, Engine, IntoBackend};
+pub use builder::Builder;
 pub use error::{Error, Result};
-pub use group::ParamGroup;
+pub use estimate::{Estimate, GroupEstimate};
+pub use format::{Master, StateDType};
+pub use group::{Centralization, ParamGroup};
+pub use guard::{DynamicLossScale, FixedLossScale, LossScale, Skip};
 pub use memory::{DeviceMemory, Grad, ParamMut, Values};
-pub use optimizer::{Builder, Optimizer};
+pub use optimizer::{Explanation, Optimizer};
 pub use parameter::{DType, Parameter};
 pub use rate::Rate;
-pub use report::{Outcome, StepReport};
+pub use report::{Gradients, Outcome, StepReport};
 pub use rule::Rule;
 pub use rules::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, Lars,
     LazyAdam, Lion, Momentum, NAdam, ProximalAdagrad, RAdam, RmsProp, Rprop, Sgd,
 };
 pub use schedule::Schedule;
+pub use select::Select;
+pub use settings::{Ema, Group, Origin};

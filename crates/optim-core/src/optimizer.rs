@@ -1,304 +1,75 @@
-//! The builder and the step.
+//! The optimizer: the step, and what can be read and changed between steps.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytemuck::Zeroable;
-
 use crate::backend::{
-    Backend, Engine, IntoBackend, Part, Plan, Record, RowList, Shaping, Stages, Tensor, Trust, Update,
+    Backend, Engine, FROZEN, Part, Plan, Progress, Record, RowList, Shaping, SlotFormat, Stages, Tensor, Trust, Update,
 };
 use crate::error::check;
-use crate::format::{self, Master, StateDType};
-use crate::rule::{At, Decay, MAX_SLOTS, Passes, SlotShape, Sparse};
+use crate::format;
+use crate::guard::{Clip, Control, Guard, LossScale, Scaler, Verdict};
+use crate::report::Gradients;
+use crate::rule::{At, Decay, Passes, Slot, Sparse};
 use crate::rules::single;
-use crate::{DType, Error, Grad, Outcome, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, StepReport};
+use crate::settings::{Ema, Group, Settings};
+use crate::{Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
-/// Decides by name, shape and type whether a parameter decays.
-type DecayFilter = Arc<dyn Fn(&Parameter) -> bool + Send + Sync>;
+mod change;
+mod explain;
+mod surgery;
 
-/// An optimizer being described. Made by a config: `Adam::default().params(…)`, `Momentum::new(…).groups(…)`.
-///
-/// Everything is checked in [`build`](Self::build).
-#[derive(Clone)]
-#[must_use = "a builder does nothing until `build`"]
-pub struct Builder {
-    rule: Rule,
-    weight_decay: f64,
-    groups: Vec<ParamGroup>,
-    grouped: bool,
-    order: Option<Vec<String>>,
-    decay_filter: Option<DecayFilter>,
-    loss_scale: f64,
-}
+pub use explain::Explanation;
 
-impl Builder {
-    /// A builder without parameters.
-    pub fn new(rule: impl Into<Rule>) -> Self {
-        let rule = rule.into();
-        Self {
-            weight_decay: rule.spec().weight_decay(),
-            rule,
-            groups: Vec::new(),
-            grouped: false,
-            order: None,
-            decay_filter: None,
-            loss_scale: 1.0,
-        }
-    }
+/// The most steps whose verdict may be pending; one more waits for the oldest.
+const MOST_PENDING: usize = 32;
 
-    /// All parameters with the same settings. Replaces what was given before.
-    pub fn params<P: Into<Parameter>>(mut self, params: impl IntoIterator<Item = P>) -> Self {
-        self.groups = vec![ParamGroup::new(params)];
-        self.grouped = false;
-        self
-    }
+/// The most reports that are kept for [`Optimizer::try_report`]; the oldest go first.
+const MOST_REPORTS: usize = 1024;
 
-    /// Parameters in groups. Replaces what was given before. Parameters and gradients of a step come in the order of the
-    /// groups' concatenated lists, unless [`order_params`](Self::order_params) says otherwise.
-    pub fn groups(mut self, groups: impl IntoIterator<Item = ParamGroup>) -> Self {
-        self.groups = groups.into_iter().collect();
-        self.grouped = true;
-        self
-    }
-
-    /// The order in which a step hands over parameters and gradients (MindSpore's `order_params`): exactly the grouped
-    /// parameters, matched by name.
-    pub fn order_params<P: Into<Parameter>>(mut self, params: impl IntoIterator<Item = P>) -> Self {
-        self.order = Some(params.into_iter().map(|p| p.into().name().to_owned()).collect());
-        self
-    }
-
-    /// Which parameters decay at all. It replaces MindSpore's default: with groups all decay; without, those whose name
-    /// contains neither `beta` nor `gamma` (case-sensitive, anywhere in the name; biases decay); with a rule that
-    /// [decays all names](crate::rule::UpdateRule::decays_all_names), such as FTRL, all.
-    pub fn decay_filter(mut self, filter: impl Fn(&Parameter) -> bool + Send + Sync + 'static) -> Self {
-        self.decay_filter = Some(Arc::new(filter));
-        self
-    }
-
-    /// The weight decay of every group that does not set its own. Default: the config's. Finite and ≥ 0.
-    pub fn weight_decay(mut self, weight_decay: f64) -> Self {
-        self.weight_decay = weight_decay;
-        self
-    }
-
-    /// The factor by which the loss, and so every gradient, was multiplied: a step divides it out again. Default 1.
-    /// Finite and > 0. Weight decay acts on the unscaled gradient.
-    pub fn loss_scale(mut self, loss_scale: f64) -> Self {
-        self.loss_scale = loss_scale;
-        self
-    }
-
-    /// Checks everything, opens the backend and allocates the state.
-    ///
-    /// # Errors
-    /// No parameters at all or in a group; two of one name; a frozen one; a hyper-parameter out of its range;
-    /// an `order_params` that is not exactly the grouped parameters; what opening the backend or allocating returns.
-    pub fn build(self, backend: impl IntoBackend) -> Result<Optimizer> {
-        self.validate()?;
-        let (parameters, group_of) = self.ordered()?;
-
-        let groups: Vec<Group> = (self.groups.iter().enumerate())
-            .map(|(index, group)| Group {
-                place: if self.grouped { format!("group {index}") } else { "the optimizer".into() },
-                lr: group.lr.clone().unwrap_or_else(|| self.rule.spec().lr().clone()),
-                weight_decay: group.weight_decay.unwrap_or(self.weight_decay),
-            })
-            .collect();
-
-        let decays = |parameter: &Parameter| match &self.decay_filter {
-            Some(filter) => filter(parameter),
-            None if self.grouped || self.rule.spec().decays_all_names() => true,
-            None => !(parameter.name().contains("beta") || parameter.name().contains("gamma")),
-        };
-        // What a first walk finds out about a parameter stands in its record, so it cannot share one.
-        let rule = self.rule.spec();
-        let apart = rule.has_trust() || rule.passes() != Passes::Elementwise;
-        let mut classes: Vec<Class> = Vec::new();
-        let class_of = (parameters.iter().zip(&group_of).enumerate())
-            .map(|(index, (parameter, &group))| {
-                let decays = groups[group].weight_decay > 0.0 && decays(parameter);
-                let class = Class { group, decays, parameter: apart.then_some(index) };
-                classes.iter().position(|known| *known == class).unwrap_or_else(|| {
-                    classes.push(class);
-                    classes.len() - 1
-                })
-            })
-            .collect::<Vec<_>>();
-
-        let backend = backend.into_backend()?;
-        let tensors: Vec<Tensor> = (parameters.iter().zip(&group_of))
-            .map(|(parameter, &group)| Tensor {
-                key: format::tensor_key(0, parameter.name()),
-                parameter: parameter.clone(),
-                group,
-                rule: 0,
-                master: Master::F32,
-                state: StateDType::F32,
-                ema: false,
-            })
-            .collect();
-        let rules = vec![self.rule.clone()];
-        let engine = backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: groups.len() })?;
-        Ok(Optimizer {
-            rules,
-            tensors,
-            record_of: vec![0; parameters.len()],
-            rows: vec![RowList::default(); parameters.len()],
-            updated: vec![false; parameters.len()],
-            records: Vec::with_capacity(2 * classes.len()),
-            rates: vec![0.0; groups.len()].into(),
-            previous_rates: vec![0.0; groups.len()],
-            step: 0,
-            beta_powers: [1.0; 2],
-            rule: self.rule,
-            loss_scale: self.loss_scale,
-            parameters,
-            groups,
-            classes,
-            class_of,
-            backend,
-            engine,
-        })
-    }
-
-    fn validate(&self) -> Result<()> {
-        let rule = self.rule.spec();
-        rule.validate()?;
-        if matches!(self.rule.kernel(), Rule::Custom(_)) {
-            let refuse = |what, expected, got| {
-                Err(Error::HyperParameter { name: format!("{}.{what}", rule.name()), expected, got })
-            };
-            if rule.passes() != Passes::Elementwise {
-                return refuse("passes", "elementwise in a rule of your own", format!("{:?}", rule.passes()));
-            }
-            if let Some(slot) = rule.slots().iter().find(|slot| slot.shape != SlotShape::Same) {
-                return refuse("slots", "shaped like the parameter in a rule of your own", format!("{slot:?}"));
-            }
-        }
-        let (words, names) = (rule.scalars(&At::default()).words().len(), rule.scalar_names().len());
-        if words != names {
-            let (name, expected) = (format!("{}.scalar_names", rule.name()), "a name for each word of the scalars");
-            return Err(Error::HyperParameter { name, expected, got: format!("{names} for {words}") });
-        }
-        let slots = rule.slots();
-        if slots.len() > MAX_SLOTS {
-            let (name, expected) = (format!("{}.slots", rule.name()), "at most 4");
-            return Err(Error::HyperParameter { name, expected, got: slots.len().to_string() });
-        }
-        let narrow = slots.iter().find(|slot| slot.dtype != DType::F32);
-        if let Some(slot) = narrow.filter(|_| rule.passes() != Passes::Factored) {
-            let (name, expected) = (format!("{}.slots", rule.name()), "of f32");
-            return Err(Error::HyperParameter { name, expected, got: format!("{} of {}", slot.name, slot.dtype) });
-        }
-        rule.lr().validate(&format!("{}.lr", rule.name()))?;
-        let decay = self.weight_decay;
-        check(&format!("{}.weight_decay", rule.name()), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
-        // The factor 1 / loss_scale must be a number as well.
-        let usable = |scale: f64| scale > 0.0 && scale.is_finite() && single(1.0 / scale).is_finite();
-        check("loss_scale", "finite and > 0", self.loss_scale, usable)?;
-
-        if self.groups.is_empty() {
-            return Err(Error::NoParameters { place: "the optimizer".into() });
-        }
-        let mut names = HashSet::new();
-        for (index, group) in self.groups.iter().enumerate() {
-            let place = if self.grouped { format!("group {index}") } else { "the optimizer".into() };
-            if group.params.is_empty() {
-                return Err(Error::NoParameters { place });
-            }
-            if let Some(lr) = &group.lr {
-                if !rule.takes_lr() {
-                    let expected = "left out, since the rule makes its own rate";
-                    return Err(Error::HyperParameter {
-                        name: format!("{place}: lr"),
-                        expected,
-                        got: format!("{lr:?}"),
-                    });
-                }
-                lr.validate(&format!("{place}: lr"))?;
-            }
-            if let Some(decay) = group.weight_decay {
-                check(&format!("{place}: weight_decay"), "finite and ≥ 0", decay, |x| x.is_finite() && x >= 0.0)?;
-            }
-            if group.grad_centralization == Some(true) {
-                let what = format!("gradient centralization ({place})");
-                return Err(Error::Unsupported { what, backend: "any".into() });
-            }
-            for parameter in &group.params {
-                let name = parameter.name().to_owned();
-                if !parameter.is_trainable() {
-                    return Err(Error::FrozenParameter { name });
-                }
-                let bytes = parameter.shape().iter().try_fold(8_usize, |product, &extent| product.checked_mul(extent));
-                if bytes.is_none() {
-                    return Err(Error::ShapeOverflow { name, shape: parameter.shape().to_vec() });
-                }
-                if parameter.dtype() != DType::F32 {
-                    let (expected, got) = (DType::F32, parameter.dtype());
-                    return Err(Error::DType { what: "parameter", name, expected, got });
-                }
-                if !names.insert(parameter.name()) {
-                    return Err(Error::DuplicateParameter { name });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The parameters in the order of a step, and the group of each.
-    fn ordered(&self) -> Result<(Vec<Parameter>, Vec<usize>)> {
-        let members =
-            self.groups.iter().enumerate().flat_map(|(index, group)| group.params.iter().map(move |p| (p, index)));
-        let Some(order) = &self.order else {
-            return Ok(members.map(|(parameter, group)| (parameter.clone(), group)).unzip());
-        };
-        let mut known: HashMap<&str, (&Parameter, usize)> =
-            members.map(|(parameter, group)| (parameter.name(), (parameter, group))).collect();
-        let names = || self.groups.iter().flat_map(|g| &g.params).map(Parameter::name).collect::<Vec<_>>().join(", ");
-        let count = known.len();
-        let mut ordered = (Vec::new(), Vec::new());
-        for name in order {
-            if let Some((parameter, group)) = known.remove(name.as_str()) {
-                ordered.0.push(parameter.clone());
-                ordered.1.push(group);
-            } else if ordered.0.iter().any(|p: &Parameter| p.name() == name) {
-                return Err(Error::DuplicateParameter { name: name.clone() });
-            } else {
-                return Err(Error::Unknown { what: "grouped parameter", name: name.clone(), expected: names() });
-            }
-        }
-        if !known.is_empty() {
-            return Err(Error::Count { what: "ordered parameter", expected: count, got: ordered.0.len() });
-        }
-        Ok(ordered)
-    }
-}
-
-impl fmt::Debug for Builder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("rule", &self.rule).field("groups", &self.groups).finish_non_exhaustive()
-    }
-}
-
-/// A group's settings with everything inherited.
-#[derive(Debug)]
-struct Group {
-    /// "group 1", or "the optimizer" without groups: for errors.
-    place: String,
-    lr: Rate,
-    weight_decay: f64,
+/// What a builder hands over.
+pub(crate) struct Parts {
+    pub(crate) rule: Rule,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) tensors: Vec<Tensor>,
+    /// Whether each parameter decays, as far as filters say.
+    pub(crate) decays: Vec<bool>,
+    /// What the rate of each parameter is multiplied with.
+    pub(crate) scales: Vec<f64>,
+    pub(crate) settings: Settings,
+    pub(crate) ema: Option<Ema>,
+    pub(crate) seed: u64,
 }
 
 /// Parameters whose updates compute with the same numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Class {
     group: usize,
     decays: bool,
+    centralized: bool,
+    scale: f64,
     /// The only member, where every parameter needs a record of its own.
     parameter: Option<usize>,
+}
+
+/// What of a group moves on with every update.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// The powers of the rule's betas: products in `f32`, as in MindSpore.
+    beta_powers: [f32; 2],
+    /// The rate of the last update.
+    previous_lr: f64,
+}
+
+/// An update that a device has yet to decide on.
+#[derive(Debug)]
+struct PendingStep {
+    /// The rates of each update that it may be.
+    rates: Vec<Arc<[f64]>>,
+    /// The number of updates applied before the first of these.
+    first: u64,
+    /// Whether each parameter takes part.
+    present: Vec<bool>,
 }
 
 /// A rule, its groups and rates, and its state on a backend.
@@ -314,63 +85,367 @@ struct Class {
 #[derive(Debug)]
 pub struct Optimizer {
     rule: Rule,
-    rules: Vec<Rule>,
-    tensors: Vec<Tensor>,
-    parameters: Vec<Parameter>,
     groups: Vec<Group>,
+    parameters: Vec<Parameter>,
+    tensors: Vec<Tensor>,
+    decays: Vec<bool>,
+    scales: Vec<f64>,
+    settings: Settings,
+    ema: Option<Ema>,
+    seed: u64,
     classes: Vec<Class>,
     class_of: Vec<usize>,
-    loss_scale: f64,
-    /// Updates done.
+    /// Updates applied, as far as is known.
     step: u64,
-    /// The rates of the last update.
-    previous_rates: Vec<f64>,
-    /// The powers of the rule's betas after those updates.
-    beta_powers: [f32; 2],
+    /// One for each group, after those updates.
+    paces: Vec<Pace>,
     /// Whether a parameter was ever updated.
     updated: Vec<bool>,
+    frozen: Vec<bool>,
+    /// Whether masters and averages have been set from the parameter's memory.
+    seeded: Vec<bool>,
+    /// Whether averages stand in the parameters' memory.
+    swapped: bool,
+    /// The loss scale of the next step, as far as is known.
+    scale: f32,
+    /// Parameters for which something has been accumulated, and the sum of the weights.
+    accumulated: Vec<bool>,
+    total_weight: f64,
+    pending: VecDeque<PendingStep>,
+    reports: VecDeque<StepReport>,
     backend: Box<dyn Backend>,
     engine: Box<dyn Engine>,
     // Reused at every step.
+    rules: Vec<Rule>,
     records: Vec<Record>,
     record_of: Vec<u32>,
     rows: Vec<RowList>,
     rates: Arc<[f64]>,
+    /// The rates of later updates that the coming one may be.
+    later_rates: Vec<Arc<[f64]>>,
+    ahead: Vec<Pace>,
+    /// The first record of each class.
+    starts: Vec<usize>,
+    own_grads: Vec<Grad<'static>>,
+    flags: Vec<bool>,
 }
 
 impl Optimizer {
+    pub(crate) fn new(parts: Parts, backend: Box<dyn Backend>) -> Result<Self> {
+        let Parts { rule, groups, tensors, decays, scales, settings, ema, seed } = parts;
+        let rules: Vec<Rule> = groups.iter().map(|group| group.rule().clone()).collect();
+        let mut engine = backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: groups.len() })?;
+        let mut scale = 1.0;
+        if settings.measures() {
+            if let LossScale::Dynamic(dynamic) = settings.loss_scale {
+                scale = single(dynamic.init_loss_scale);
+            }
+            engine.set_control(&Control { scale, ..Control::default() })?;
+        }
+        let count = tensors.len();
+        let mut optimizer = Self {
+            parameters: tensors.iter().map(|tensor| tensor.parameter.clone()).collect(),
+            paces: vec![Pace { beta_powers: [1.0; 2], previous_lr: f64::NAN }; groups.len()],
+            ahead: Vec::with_capacity(groups.len()),
+            later_rates: Vec::new(),
+            starts: Vec::new(),
+            rates: vec![0.0; groups.len()].into(),
+            records: Vec::new(),
+            record_of: vec![0; count],
+            rows: vec![RowList::default(); count],
+            updated: vec![false; count],
+            frozen: vec![false; count],
+            seeded: vec![false; count],
+            accumulated: vec![false; count],
+            own_grads: vec![Grad::None; count],
+            flags: vec![false; count],
+            classes: Vec::new(),
+            class_of: Vec::new(),
+            step: 0,
+            swapped: false,
+            total_weight: 0.0,
+            pending: VecDeque::new(),
+            reports: VecDeque::new(),
+            rule,
+            groups,
+            tensors,
+            decays,
+            scales,
+            settings,
+            ema,
+            seed,
+            scale,
+            backend,
+            engine,
+            rules,
+        };
+        optimizer.classify();
+        Ok(optimizer)
+    }
+
     /// Updates every parameter that has a gradient, in place.
     ///
     /// `params` and `grads` come in the order of registration (see [`parameters`](Self::parameters)), one for each
-    /// parameter; a gradient may be [`Grad::None`], which leaves its parameter and that parameter's state alone. Memory may
-    /// be on the host or on the backend's device. The step counter, and so every schedule, advances by one.
+    /// parameter; a gradient may be [`Grad::None`], which leaves its parameter and that parameter's state alone. Gradients may have
+    /// another element type than their parameter. Memory may be on the host or on the backend's device. The step counter, and so every
+    /// schedule, advances by one.
+    ///
+    /// With a guard the report may be [`Pending`](Outcome::Pending) where all memory is on a device.
     ///
     /// On the CPU nothing is allocated once the first step is done.
     ///
     /// # Errors
     /// A wrong count, length or element type; an exhausted list of rates, or a schedule that returns no finite number; memory
     /// that the backend cannot use. Nothing has changed then, nor has the step counter.
+    /// [`Error::TooManySkips`] once more steps in a row were skipped than the loss scale allows.
     pub fn step(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<StepReport> {
+        if grads.iter().any(|grad| matches!(grad, Grad::Accumulated)) {
+            let (what, expected) = ("an accumulated gradient", "call `step_accumulated`");
+            return Err(Error::State { what, expected });
+        }
+        self.advance(params, grads, 1.0)
+    }
+
+    /// As [`step`](Self::step), with each parameter's memory and gradient by name, in any order. Parameters that are not
+    /// named have no gradient; they are left alone, and so is their state.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); [`Error::Unknown`] and [`Error::DuplicateParameter`] for names; [`Error::Count`] if an `f32` slice is
+    /// missing for a parameter with elements.
+    pub fn step_named<'a>(
+        &mut self,
+        memory: impl IntoIterator<Item = (&'a str, ParamMut<'a>, Grad<'a>)>,
+    ) -> Result<StepReport> {
+        let mut found: Vec<Option<(ParamMut<'a>, Grad<'a>)>> = self.tensors.iter().map(|_| None).collect();
+        for (name, param, grad) in memory {
+            if found[self.index(name)?].replace((param, grad)).is_some() {
+                return Err(Error::DuplicateParameter { name: name.into() });
+            }
+        }
+        let got = found.iter().flatten().count();
+        if got != found.len() {
+            return Err(Error::Count { what: "parameter", expected: found.len(), got });
+        }
+        let (mut params, grads): (Vec<_>, Vec<_>) = found.into_iter().flatten().unzip();
+        self.step(&mut params, &grads)
+    }
+
+    /// Adds `weight · g` to what has been accumulated for each parameter, in `f32`, for a [`step_accumulated`](Self::step_accumulated):
+    /// gradients of micro-batches. `weight` is finite and > 0: 1 for the mean of micro-batches, the number of samples or tokens for
+    /// the mean over those. A missing gradient counts as 0.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), of the gradients; a weight out of its range; a row-sparse gradient.
+    pub fn accumulate(&mut self, grads: &[Grad<'_>], weight: f64) -> Result<()> {
+        check("accumulate: weight", "finite and > 0", weight, |x| x.is_finite() && x > 0.0)?;
+        self.check_grads(grads)?;
+        for (parameter, grad) in self.parameters.iter().zip(grads) {
+            if matches!(grad, Grad::Rows(..) | Grad::Accumulated) {
+                let what =
+                    format!("accumulating a gradient that is row-sparse or accumulated ({:?})", parameter.name());
+                return Err(Error::Unsupported { what, backend: self.backend.name().into() });
+            }
+        }
+        for (fresh, accumulated) in self.flags.iter_mut().zip(&self.accumulated) {
+            *fresh = !accumulated;
+        }
+        self.engine.accumulate(single(weight), &self.flags, grads)?;
+        for (accumulated, grad) in self.accumulated.iter_mut().zip(grads) {
+            *accumulated |= !grad.is_none();
+        }
+        self.total_weight += weight;
+        Ok(())
+    }
+
+    /// A step with what has been accumulated, divided by the sum of the weights; then accumulation starts anew, also if the step was
+    /// skipped.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); [`Error::State`] if nothing has been accumulated.
+    pub fn step_accumulated(&mut self, params: &mut [ParamMut<'_>]) -> Result<StepReport> {
+        if self.total_weight == 0.0 {
+            let (what, expected) = ("a step with accumulated gradients", "call `accumulate` first");
+            return Err(Error::State { what, expected });
+        }
+        let mut grads = std::mem::take(&mut self.own_grads);
+        for (grad, &accumulated) in grads.iter_mut().zip(&self.accumulated) {
+            *grad = if accumulated { Grad::Accumulated } else { Grad::None };
+        }
+        let report = self.advance(params, &grads, self.total_weight);
+        self.own_grads = grads;
+        if matches!(report, Ok(_) | Err(Error::TooManySkips { .. })) {
+            self.discard_accumulated();
+        }
+        report
+    }
+
+    /// Forgets what has been accumulated.
+    pub fn discard_accumulated(&mut self) {
+        self.accumulated.fill(false);
+        self.total_weight = 0.0;
+    }
+
+    /// One step, with gradients that are `weight` times too large beside the loss scale.
+    fn advance(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>], weight: f64) -> Result<StepReport> {
+        if self.swapped {
+            let (what, expected) = ("a step while averages stand in the parameters", "call `swap_ema_out` first");
+            return Err(Error::State { what, expected });
+        }
         self.check_memory(params, grads)?;
-        let rates = self.rates_at(self.step)?;
-        let beta_powers = self.next_beta_powers();
-        self.fill_records(&rates, beta_powers);
+        self.collect(false)?;
+        // What the first update of a parameter computes with depends on whether the pending ones were applied.
+        let differs = self.rules.iter().any(|rule| rule.spec().first_update_differs());
+        if self.pending.len() >= MOST_PENDING || (differs && self.updated.contains(&false)) {
+            self.settle()?;
+        }
+        let mut made = self.make_records(weight);
+        if made.is_err() && !self.pending.is_empty() {
+            // An update that this could be, but may not turn out to be, has no rate.
+            self.settle()?;
+            made = self.make_records(weight);
+        }
+        let records = made?;
+        self.assign_records(grads);
         self.fill_rows(grads);
+        self.seed(params)?;
+
+        let base = single(1.0 / (self.settings.loss_scale.plain() * weight));
+        let guard = self.settings.measures().then(|| Guard {
+            factor: base,
+            clip: self.settings.scope(),
+            first: low_bits(self.step),
+            records,
+            scaler: scaler(&self.settings.loss_scale),
+        });
         let update = Update {
-            records: &self.records,
             rules: &self.rules,
+            records: &self.records,
             record_of: &self.record_of,
             rows: &self.rows,
-            guard: None,
+            guard: guard.as_ref(),
         };
-        let _ = self.engine.update(&update, params, grads)?;
-        self.step += 1;
-        self.previous_rates.copy_from_slice(&rates);
-        self.beta_powers = beta_powers;
-        for (updated, grad) in self.updated.iter_mut().zip(grads) {
-            *updated |= !grad.is_none();
+        let progress = self.engine.update(&update, params, grads)?;
+        let present = self.record_of.iter().zip(grads).map(|(&record, grad)| record != FROZEN && !grad.is_none());
+        let verdict = match progress {
+            Progress::Applied => None,
+            Progress::Decided(verdict) => Some(verdict),
+            Progress::Pending => {
+                let step = self.step + self.pending.len() as u64 + 1;
+                let rates: Vec<_> = std::iter::once(&self.rates).chain(&self.later_rates).cloned().collect();
+                let (outcome, last) = (Outcome::Pending, Arc::clone(&rates[rates.len() - 1]));
+                let present = if self.updated.contains(&false) { present.collect() } else { Vec::new() };
+                self.pending.push_back(PendingStep { rates, first: self.step, present });
+                return Ok(StepReport { outcome, step, rates: last, gradients: None });
+            }
+        };
+        if verdict.as_ref().is_none_or(|verdict| verdict.skip.is_none()) {
+            for (updated, present) in self.updated.iter_mut().zip(present) {
+                *updated |= present;
+            }
         }
-        Ok(StepReport { outcome: Outcome::Applied, step: self.step, rates })
+        let first = self.step;
+        self.settle()?;
+        let rates = match usize::try_from(self.step - first) {
+            Ok(0) | Err(_) => Arc::clone(&self.rates),
+            Ok(later) => Arc::clone(&self.later_rates[later - 1]),
+        };
+        self.conclude(rates, verdict)
+    }
+
+    /// Takes in what has become of a step.
+    fn conclude(&mut self, rates: Arc<[f64]>, verdict: Option<Verdict>) -> Result<StepReport> {
+        let skip = verdict.as_ref().and_then(|verdict| verdict.skip);
+        if skip.is_none() {
+            for (index, (pace, group)) in self.paces.iter_mut().zip(&self.groups).enumerate() {
+                vary(group, &mut self.rules[index], self.step)?;
+                *pace = pace.next(&self.rules[index], rates[index]);
+            }
+            self.step += 1;
+        }
+        let step = self.step + u64::from(skip.is_some());
+        let outcome = skip.map_or(Outcome::Applied, Outcome::Skipped);
+        let Some(verdict) = verdict else { return Ok(StepReport { outcome, step, rates, gradients: None }) };
+        self.scale = verdict.scale;
+        let first_non_finite = verdict.first_bad.map(|index| self.parameters[index].name().to_owned());
+        if skip.is_some() && verdict.bad > self.settings.loss_scale.max_skips() {
+            let name = first_non_finite.unwrap_or_default();
+            return Err(Error::TooManySkips { name, skips: verdict.bad });
+        }
+        let plain = self.settings.loss_scale.plain();
+        let gradients = Gradients {
+            norm: verdict.norm,
+            group_norms: verdict.group_norms,
+            clip: verdict.clip,
+            loss_scale: plain * f64::from(verdict.scale_before),
+            next_loss_scale: plain * f64::from(verdict.scale),
+            skips: verdict.bad,
+            first_non_finite,
+        };
+        Ok(StepReport { outcome, step, rates, gradients: Some(gradients) })
+    }
+
+    /// Takes in the verdicts that have arrived; with `wait`, at least one if any is pending.
+    fn collect(&mut self, mut wait: bool) -> Result<()> {
+        while !self.pending.is_empty() {
+            let Some(verdict) = self.engine.verdict(wait)? else { return Ok(()) };
+            wait = false;
+            let Some(PendingStep { mut rates, first, present }) = self.pending.pop_front() else { return Ok(()) };
+            let variant = verdict.applied.wrapping_sub(low_bits(first)) as usize;
+            if verdict.skip.is_none() {
+                for (updated, present) in self.updated.iter_mut().zip(present) {
+                    *updated |= present;
+                }
+            }
+            let report = self.conclude(rates.swap_remove(variant), Some(verdict))?;
+            self.reports.push_back(report);
+            if self.reports.len() > MOST_REPORTS {
+                self.reports.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is pending.
+    fn settle(&mut self) -> Result<()> {
+        while !self.pending.is_empty() {
+            self.collect(true)?;
+        }
+        Ok(())
+    }
+
+    /// The report of the oldest step that was [`Pending`](Outcome::Pending) and has not been reported; `None` if the device is not done
+    /// with it, or there is none. Does not wait. The last 1,024 are kept.
+    ///
+    /// # Errors
+    /// A device that fails; [`Error::TooManySkips`].
+    pub fn try_report(&mut self) -> Result<Option<StepReport>> {
+        self.collect(false)?;
+        Ok(self.reports.pop_front())
+    }
+
+    /// As [`try_report`](Self::try_report), but waits for the device: `None` only if no step is pending or unreported.
+    ///
+    /// # Errors
+    /// As [`try_report`](Self::try_report).
+    pub fn wait_report(&mut self) -> Result<Option<StepReport>> {
+        self.collect(self.reports.is_empty())?;
+        Ok(self.reports.pop_front())
+    }
+
+    /// The loss scale for the next step: what to multiply the loss with. Waits for the device if a step is pending.
+    ///
+    /// # Errors
+    /// As [`try_report`](Self::try_report).
+    pub fn loss_scale(&mut self) -> Result<f64> {
+        self.settle()?;
+        Ok(self.settings.loss_scale.plain() * f64::from(self.scale))
+    }
+
+    /// The dynamic loss scale in the device's memory, one `f32`, for kernels that compute gradients there: it is always that of the
+    /// next step to be submitted, without waiting. `None` on a backend that decides on the host.
+    #[must_use]
+    pub fn loss_scale_memory(&self) -> Option<&dyn crate::DeviceMemory> {
+        self.engine.loss_scale_memory()
     }
 
     /// The parameters, in the order in which a step expects their memory.
@@ -379,10 +454,24 @@ impl Optimizer {
         &self.parameters
     }
 
-    /// The rule.
+    /// The rule of groups that have none of their own.
     #[must_use]
     pub fn rule(&self) -> &Rule {
         &self.rule
+    }
+
+    /// The groups with everything inherited; one without a name if there were none.
+    #[must_use]
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The rule of a parameter.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if there is no such parameter.
+    pub fn rule_of(&self, parameter: &str) -> Result<&Rule> {
+        Ok(self.groups[self.tensors[self.index(parameter)?].group].rule())
     }
 
     /// The backend in use.
@@ -391,71 +480,134 @@ impl Optimizer {
         &*self.backend
     }
 
-    /// The number of updates done.
+    /// The number of updates applied, without those whose report is pending.
     #[must_use]
     pub fn step_count(&self) -> u64 {
         self.step
     }
 
-    /// A copy of one state array, by the parameter's and the slot's name (`moment1`, …). Waits for the device.
+    /// A copy of one state array as `f32`, by the parameter's and the slot's name (`moment1`, …). Waits for the device.
     ///
     /// # Errors
     /// [`Error::Unknown`] for a name there is not; what reading from the device returns.
     pub fn slot(&self, parameter: &str, slot: &str) -> Result<Vec<f32>> {
-        let names = self.parameters.iter().map(Parameter::name);
-        let slots = self.rule.spec().slots();
-        let index = find("parameter", names, parameter)?;
+        let index = self.index(parameter)?;
+        let slots = self.slots_of(index);
         let nth = find("slot", slots.iter().map(|s| s.name), slot)?;
-        let mut values = vec![0.0_f32; slots[nth].shape.len(self.parameters[index].shape())];
-        if slots[nth].dtype == DType::F16 {
-            let mut stored = vec![half::f16::ZERO; values.len()];
-            self.engine.read(index, Part::Slot(nth), 0, bytemuck::cast_slice_mut(&mut stored))?;
-            crate::compressed::decode(&stored, &mut values);
-        } else {
-            self.engine.read(index, Part::Slot(nth), 0, bytemuck::cast_slice_mut(&mut values))?;
+        self.read_slot(index, nth, &slots[nth])
+    }
+
+    /// A copy of a parameter's average. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for a name there is not; [`Error::State`] without averages, or before the first step; what reading from
+    /// the device returns.
+    pub fn average(&self, parameter: &str) -> Result<Vec<f32>> {
+        let index = self.index(parameter)?;
+        if self.ema.is_none() || !self.seeded[index] {
+            let (what, expected) = ("an average", "build with `ema` and do a step first");
+            return Err(Error::State { what, expected });
         }
+        self.read_f32(index, Part::Ema, self.parameters[index].len())
+    }
+
+    /// The position of a parameter.
+    fn index(&self, parameter: &str) -> Result<usize> {
+        find("parameter", self.parameters.iter().map(Parameter::name), parameter)
+    }
+
+    fn slots_of(&self, parameter: usize) -> Vec<Slot> {
+        self.groups[self.tensors[parameter].group].rule().spec().slots()
+    }
+
+    fn read_f32(&self, parameter: usize, part: Part, len: usize) -> Result<Vec<f32>> {
+        let mut values = vec![0.0_f32; len];
+        self.engine.read(parameter, part, 0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
 
+    fn read_slot(&self, parameter: usize, nth: usize, slot: &Slot) -> Result<Vec<f32>> {
+        let tensor = &self.tensors[parameter];
+        let len = slot.shape.len(tensor.parameter.shape());
+        let part = Part::Slot(nth);
+        let halves = || -> Result<Vec<u16>> {
+            let mut bits = vec![0_u16; len];
+            self.engine.read(parameter, part, 0, bytemuck::cast_slice_mut(&mut bits))?;
+            Ok(bits)
+        };
+        Ok(match tensor.slot_format(slot) {
+            SlotFormat::F32 => self.read_f32(parameter, part, len)?,
+            SlotFormat::F16 => halves()?.into_iter().map(format::f16_to_f32).collect(),
+            SlotFormat::Bf16 => halves()?.into_iter().map(format::bf16_to_f32).collect(),
+            SlotFormat::Block8(code) => {
+                let mut codes = vec![0_u8; len];
+                self.engine.read(parameter, part, 0, &mut codes)?;
+                let scales = self.read_f32(parameter, Part::Scales(nth), len.div_ceil(format::BLOCK))?;
+                let decode = match code {
+                    format::Code8::Signed => format::decode_signed,
+                    format::Code8::Positive => format::decode_positive,
+                };
+                let blocks = codes.chunks(format::BLOCK).zip(scales);
+                blocks.flat_map(|(codes, scale)| codes.iter().map(move |&code| decode(code, scale))).collect()
+            }
+        })
+    }
+
     fn check_memory(&self, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
+        self.check_params(params)?;
+        self.check_grads(grads)
+    }
+
+    fn check_params(&self, params: &[ParamMut<'_>]) -> Result<()> {
         let expected = self.parameters.len();
-        for (what, got) in [("parameter", params.len()), ("gradient", grads.len())] {
-            if got != expected {
-                return Err(Error::Count { what, expected, got });
+        if params.len() != expected {
+            return Err(Error::Count { what: "parameter", expected, got: params.len() });
+        }
+        for (parameter, param) in self.parameters.iter().zip(params) {
+            let (what, name) = ("parameter", || parameter.name().to_owned());
+            if param.len() != parameter.len() {
+                return Err(Error::Length { what, name: name(), expected: parameter.len(), got: param.len() });
+            }
+            if param.dtype() != parameter.dtype() {
+                let (expected, got) = (parameter.dtype(), param.dtype());
+                return Err(Error::DType { what, name: name(), expected, got });
             }
         }
-        for ((parameter, param), grad) in self.parameters.iter().zip(params).zip(grads) {
-            let name = || parameter.name().to_owned();
-            let memory =
-                [("parameter", Some(param.len()), Some(param.dtype())), ("gradient", grad.len(), grad.dtype())];
-            for (what, len, dtype) in memory {
-                let expected = match grad {
-                    Grad::Rows(indices, _) if what == "gradient" => self.check_rows(parameter, indices)?,
-                    _ => parameter.len(),
-                };
-                if let Some(got) = len.filter(|&len| len != expected) {
-                    return Err(Error::Length { what, name: name(), expected, got });
-                }
-                let expected = parameter.dtype();
-                if let Some(got) = dtype.filter(|&dtype| dtype != expected) {
-                    return Err(Error::DType { what, name: name(), expected, got });
-                }
+        Ok(())
+    }
+
+    fn check_grads(&self, grads: &[Grad<'_>]) -> Result<()> {
+        let expected = self.parameters.len();
+        if grads.len() != expected {
+            return Err(Error::Count { what: "gradient", expected, got: grads.len() });
+        }
+        for (index, (parameter, grad)) in self.parameters.iter().zip(grads).enumerate() {
+            let expected = match grad {
+                Grad::Rows(indices, _) => self.check_rows(index, indices)?,
+                _ => parameter.len(),
+            };
+            if let Some(got) = grad.len().filter(|&len| len != expected) {
+                let name = parameter.name().to_owned();
+                return Err(Error::Length { what: "gradient", name, expected, got });
             }
         }
         Ok(())
     }
 
     /// Checks the rows of a row-sparse gradient; how many values it should have.
-    fn check_rows(&self, parameter: &Parameter, indices: &[u32]) -> Result<usize> {
-        let name = parameter.name();
-        let rule = self.rule.spec();
+    fn check_rows(&self, index: usize, indices: &[u32]) -> Result<usize> {
+        let (parameter, tensor) = (&self.parameters[index], &self.tensors[index]);
+        let (name, rule) = (parameter.name(), self.groups[tensor.group].rule().spec());
+        let unsupported = |what| Err(Error::Unsupported { what, backend: self.backend.name().into() });
         let [rows, row @ ..] = parameter.shape() else {
-            let what = format!("a row-sparse gradient for the scalar {name:?}");
-            return Err(Error::Unsupported { what, backend: self.backend.name().into() });
+            return unsupported(format!("a row-sparse gradient for the scalar {name:?}"));
         };
         if rule.sparse() == Sparse::Unsupported {
-            let what = format!("a row-sparse gradient ({name:?}) with the rule {:?}", rule.name());
-            return Err(Error::Unsupported { what, backend: self.backend.name().into() });
+            return unsupported(format!("a row-sparse gradient ({name:?}) with the rule {:?}", rule.name()));
+        }
+        if self.settings.units.is_some() || self.classes[self.class_of[index]].centralized {
+            let what = format!("a row-sparse gradient ({name:?}) with centralization or adaptive clipping");
+            return unsupported(what);
         }
         if let Some(&index) = indices.iter().find(|&&index| index as usize >= *rows) {
             return Err(Error::RowIndex { name: name.into(), index, rows: *rows });
@@ -473,56 +625,203 @@ impl Optimizer {
         }
     }
 
-    /// The rates of all groups at the 0-based update. Allocates only while a caller still holds an earlier report.
-    fn rates_at(&mut self, update: u64) -> Result<Arc<[f64]>> {
-        if Arc::get_mut(&mut self.rates).is_none() {
-            self.rates = vec![0.0; self.groups.len()].into();
+    /// Sets masters and averages from the parameters' memory, where that has not been done.
+    fn seed(&mut self, params: &mut [ParamMut<'_>]) -> Result<()> {
+        for ((flag, seeded), tensor) in self.flags.iter_mut().zip(&self.seeded).zip(&self.tensors) {
+            *flag = !seeded && needs_seed(tensor);
         }
-        if let Some(rates) = Arc::get_mut(&mut self.rates) {
-            for (rate, group) in rates.iter_mut().zip(&self.groups) {
-                *rate = group.lr.at(update, || group.place.clone())?;
-            }
+        if self.flags.contains(&true) {
+            self.engine.seed(&self.flags, params)?;
         }
-        Ok(Arc::clone(&self.rates))
+        self.seeded.fill(true);
+        Ok(())
     }
 
-    /// The powers of the rule's betas at the coming update: products in `f32`, as in MindSpore.
-    fn next_beta_powers(&self) -> [f32; 2] {
-        let [beta1, beta2] = self.rule.spec().betas().map(single);
-        [self.beta_powers[0] * beta1, self.beta_powers[1] * beta2]
-    }
-
-    /// The records of the coming update: one for each class, and a second one where first updates differ.
-    fn fill_records(&mut self, rates: &[f64], beta_powers: [f32; 2]) {
-        let rule = self.rule.spec();
-        let firsts: &[bool] = if rule.first_update_differs() { &[false, true] } else { &[false] };
-        self.records.clear();
-        for class in &self.classes {
-            let decay = if class.decays { self.groups[class.group].weight_decay } else { 0.0 };
-            let (l2, decoupled) = match rule.decay() {
-                Decay::L2 if rule.has_trust() => (0.0, 0.0),
-                Decay::L2 => (decay, 0.0),
-                Decay::Decoupled => (0.0, decay),
+    /// Sorts the parameters into classes.
+    fn classify(&mut self) {
+        self.classes.clear();
+        self.class_of.clear();
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let group = &self.groups[tensor.group];
+            let rule = group.rule();
+            let spec = rule.spec();
+            // What a first walk finds out about a parameter stands in its record, so it cannot share one.
+            let apart =
+                spec.has_trust() || spec.passes() != Passes::Elementwise || self.settings.scope() == Clip::Parameter;
+            let class = Class {
+                group: tensor.group,
+                decays: self.decays[index],
+                centralized: group.grad_centralization().applies(rule, tensor.parameter.shape()),
+                scale: self.scales[index],
+                parameter: apart.then_some(index),
             };
-            let beta_powers = beta_powers.map(f64::from);
-            let shaping = Shaping { factor: single(1.0 / self.loss_scale), weight_decay: single(l2), ..Shaping::NONE };
-            let lr = rates[class.group];
-            let dynamic_lr = !matches!(self.groups[class.group].lr, Rate::Fixed(_));
-            let previous_lr = if self.step == 0 { lr } else { self.previous_rates[class.group] };
-            for &first in firsts {
-                let at =
-                    At { t: self.step + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, dynamic_lr, first };
-                let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
-                let trust = trust.unwrap_or(Trust::NONE);
-                let stages = Stages::zeroed();
-                self.records.push(Record { shaping, trust, stages, scalars: rule.scalars(&at) });
+            // Neighbours are often alike; parameters apart are like no other.
+            let known = if apart { None } else { self.classes.iter().rposition(|known| *known == class) };
+            self.class_of.push(known.unwrap_or(self.classes.len()));
+            if known.is_none() {
+                self.classes.push(class);
             }
         }
-        for ((record, &class), &updated) in self.record_of.iter_mut().zip(&self.class_of).zip(&self.updated) {
-            let index = class * firsts.len() + usize::from(firsts.len() > 1 && !updated);
-            *record = u32::try_from(index).expect("fewer than 2^32 groups");
+    }
+
+    /// The records of the coming update, and of each later one that it may be: how many one update has.
+    fn make_records(&mut self, weight: f64) -> Result<usize> {
+        self.records.clear();
+        self.later_rates.clear();
+        self.ahead.clone_from(&self.paces);
+        let mut records = 0;
+        for later in 0..=self.pending.len() {
+            let update = self.step + later as u64;
+            for (rule, group) in self.rules.iter_mut().zip(&self.groups) {
+                vary(group, rule, update)?;
+            }
+            if later > 0 {
+                self.later_rates.push(vec![0.0; self.groups.len()].into());
+            } else if Arc::get_mut(&mut self.rates).is_none_or(|rates| rates.len() != self.groups.len()) {
+                // A caller still holds an earlier report.
+                self.rates = vec![0.0; self.groups.len()].into();
+            }
+            let rates = if later > 0 { &mut self.later_rates[later - 1] } else { &mut self.rates };
+            let rates = Arc::get_mut(rates).map_or(&mut [][..], |rates| rates);
+            for (rate, group) in rates.iter_mut().zip(&self.groups) {
+                *rate = group.lr().at(update, "learning rate", || group.place.clone())?;
+            }
+            let rates = if later > 0 { Arc::clone(&self.later_rates[later - 1]) } else { Arc::clone(&self.rates) };
+            for index in 0..self.classes.len() {
+                self.push_records(index, update, &rates, weight)?;
+            }
+            if later == 0 {
+                records = self.records.len();
+            }
+            for ((pace, rule), &rate) in self.ahead.iter_mut().zip(&self.rules).zip(&*rates) {
+                *pace = pace.next(rule, rate);
+            }
+        }
+        Ok(records)
+    }
+
+    /// The records of one class: one, and a second one for first updates where they differ.
+    fn push_records(&mut self, class: usize, update: u64, rates: &[f64], weight: f64) -> Result<()> {
+        let class = self.classes[class];
+        let (group, rule) = (&self.groups[class.group], self.rules[class.group].spec());
+        let pace = self.ahead[class.group];
+        let decay = if class.decays { group.decay_at(update)? } else { 0.0 };
+        let (l2, decoupled) = match rule.decay() {
+            Decay::L2 if rule.has_trust() => (0.0, 0.0),
+            Decay::L2 => (decay, 0.0),
+            Decay::Decoupled => (0.0, decay),
+        };
+        let settings = &self.settings;
+        let shaping = Shaping {
+            factor: single(1.0 / (settings.loss_scale.plain() * weight)),
+            weight_decay: single(l2),
+            limit: settings.limit.map_or(0.0, single),
+            flags: if class.centralized { Shaping::CENTRALIZE } else { 0 },
+        };
+        let (units, units_epsilon) =
+            settings.units.map_or((0.0, 0.0), |(lambda, epsilon)| (single(lambda), single(epsilon)));
+        let owner = match settings.scope() {
+            Clip::Global => 0,
+            Clip::Group => class.group,
+            Clip::Parameter => class.parameter.unwrap_or_default(),
+        };
+        let stages = Stages {
+            step: low_bits(update + 1),
+            ema: self.ema.map_or(0.0, |ema| single(ema.weight(update + 1))),
+            max_norm: single(group.max_norm),
+            owner: u32::try_from(owner).expect("fewer than 2^32 parameters"),
+            units,
+            units_epsilon,
+            pad: [0; 2],
+        };
+        let lr = class.scale * rates[class.group];
+        let previous_lr = if pace.previous_lr.is_nan() { lr } else { class.scale * pace.previous_lr };
+        let betas = rule.betas().map(single);
+        let beta_powers = [0, 1].map(|nth| f64::from(pace.beta_powers[nth] * betas[nth]));
+        let dynamic_lr = !matches!(group.lr(), Rate::Fixed(_));
+        for &first in firsts(rule) {
+            let at = At { t: update + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, dynamic_lr, first };
+            let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));
+            let trust = trust.unwrap_or(Trust::NONE);
+            self.records.push(Record { shaping, trust, stages, scalars: rule.scalars(&at) });
+        }
+        Ok(())
+    }
+
+    /// Tells each parameter its record.
+    fn assign_records(&mut self, grads: &[Grad<'_>]) {
+        self.starts.clear();
+        let mut start = 0;
+        for class in &self.classes {
+            self.starts.push(start);
+            start += firsts(self.rules[class.group].spec()).len();
+        }
+        for (index, record) in self.record_of.iter_mut().enumerate() {
+            if self.frozen[index] || grads[index].is_none() {
+                *record = FROZEN;
+                continue;
+            }
+            let class = self.class_of[index];
+            let differs = self.rules[self.classes[class].group].spec().first_update_differs();
+            let place = self.starts[class] + usize::from(differs && !self.updated[index]);
+            *record = u32::try_from(place).expect("fewer than 2^32 records");
         }
     }
+}
+
+impl Pace {
+    /// After an update with this rule and rate.
+    fn next(self, rule: &Rule, rate: f64) -> Self {
+        let [beta1, beta2] = rule.spec().betas().map(single);
+        Self { beta_powers: [self.beta_powers[0] * beta1, self.beta_powers[1] * beta2], previous_lr: rate }
+    }
+}
+
+/// Whether updates of a parameter are computed with the numbers of a first one, of another or of both.
+fn firsts(rule: &dyn crate::rule::UpdateRule) -> &'static [bool] {
+    if rule.first_update_differs() { &[false, true] } else { &[false] }
+}
+
+/// Changes a group's rule to what it is at the 0-based update.
+fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
+    if group.varies.is_empty() {
+        return Ok(());
+    }
+    let entry = rule.spec().entry();
+    rule.clone_from(group.rule());
+    for edit in &group.varies {
+        let _ = edit(rule, update);
+    }
+    rule.spec().validate()?;
+    if rule.spec().entry() != entry {
+        let (name, expected) = (format!("{}: vary", group.place), "a change that leaves the rule's state as it is");
+        return Err(Error::HyperParameter { name, expected, got: format!("{entry} to {}", rule.spec().entry()) });
+    }
+    Ok(())
+}
+
+/// Whether a parameter has state that begins as the parameter does.
+fn needs_seed(tensor: &Tensor) -> bool {
+    use crate::format::Master;
+    tensor.ema || matches!(tensor.master(), Some(Master::F32 | Master::Split))
+}
+
+/// The numbers of a dynamic loss scale.
+fn scaler(loss_scale: &LossScale) -> Option<Scaler> {
+    match loss_scale {
+        LossScale::Plain(_) | LossScale::Fixed(_) => None,
+        LossScale::Dynamic(dynamic) => Some(Scaler {
+            factor: single(dynamic.scale_factor),
+            window: dynamic.scale_window,
+            floor: single(dynamic.floor),
+            cap: single(dynamic.cap),
+        }),
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
+const fn low_bits(x: u64) -> u32 {
+    x as u32
 }
 
 /// The position of `name` among `names`.

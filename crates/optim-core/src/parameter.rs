@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The element type of a parameter, a gradient or a slot in memory. Kernels always compute in `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum DType {
     /// IEEE 754 binary32.
     F32,
@@ -103,6 +104,15 @@ impl Parameter {
     #[must_use]
     pub fn is_trainable(&self) -> bool {
         self.trainable
+    }
+
+    /// The same parameter with another first extent.
+    pub(crate) fn with_rows(&self, rows: usize) -> Self {
+        let mut parameter = self.clone();
+        if let Some(first) = parameter.shape.first_mut() {
+            *first = rows;
+        }
+        parameter
     }
 
     /// The number of elements: the product of the shape.

@@ -1,15 +1,16 @@
-//! Learning rates: a number, a list, or a function of the step.
+//! Learning rates: a number, a list, a function of the step, or one that follows a metric.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::error::check;
 use crate::rules::single;
+use crate::schedule::ReduceOnPlateau;
 use crate::{Error, Result, Schedule};
 
 /// A learning rate. Everything that asks for one takes `impl Into<Rate>`.
 ///
-/// The first update uses index 0 in all three forms, as in MindSpore; so a warm-up's first rate is 0.
+/// The first update uses index 0 in every form, as in MindSpore; so a warm-up's first rate is 0.
 ///
 /// ```
 /// use optim_core::{Rate, schedule::WarmUp};
@@ -33,6 +34,8 @@ pub enum Rate {
     List(Arc<[f64]>),
     /// A function of the update's index. It must return finite numbers.
     Schedule(Arc<dyn Schedule>),
+    /// Whatever the metrics have made of it: see [`observe`](Self::observe).
+    Plateau(ReduceOnPlateau),
 }
 
 impl Rate {
@@ -47,26 +50,51 @@ impl Rate {
                 }
                 list.iter().try_for_each(|lr| check(name, "a list of finite numbers", *lr, |x| x.is_finite()))
             }
-            Self::Schedule(_) => Ok(()),
+            Self::Schedule(_) | Self::Plateau(_) => Ok(()),
         }
     }
 
-    /// The rate of the 0-based update `update`. `place` says whose rate it is, for errors; it is called only then.
-    pub(crate) fn at(&self, update: u64, place: impl Fn() -> String) -> Result<f64> {
+    /// As [`validate`](Self::validate), where nothing negative will do.
+    pub(crate) fn validate_decay(&self, name: &str) -> Result<()> {
+        self.validate(name)?;
+        match self {
+            Self::List(list) => {
+                list.iter().try_for_each(|decay| check(name, "a list of numbers ≥ 0", *decay, |x| x >= 0.0))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rate of the 0-based update `update`. `what` and `place` say which and whose rate it is, for errors; `place` is called only
+    /// then.
+    pub(crate) fn at(&self, update: u64, what: &'static str, place: impl Fn() -> String) -> Result<f64> {
         match self {
             Self::Fixed(lr) => Ok(*lr),
             Self::List(list) => usize::try_from(update)
                 .ok()
                 .and_then(|i| list.get(i).copied())
-                .ok_or_else(|| Error::RateExhausted { place: place(), update, len: list.len() }),
+                .ok_or_else(|| Error::RateExhausted { what, place: place(), update, len: list.len() }),
             Self::Schedule(schedule) => {
                 let lr = schedule.at(update);
                 if single(lr).is_finite() {
                     Ok(lr)
                 } else {
-                    Err(Error::RateNotFinite { place: place(), update, got: lr })
+                    Err(Error::RateNotFinite { what, place: place(), update, got: lr })
                 }
             }
+            Self::Plateau(plateau) => Ok(plateau.lr()),
+        }
+    }
+
+    /// Hands a metric to a rate that follows one ([`ReduceOnPlateau::observe`]); `true` if the rate was reduced. Other rates
+    /// take no notice: `false`.
+    ///
+    /// # Errors
+    /// Those of [`ReduceOnPlateau::observe`].
+    pub fn observe(&mut self, metric: f64) -> Result<bool> {
+        match self {
+            Self::Plateau(plateau) => plateau.observe(metric),
+            Self::Fixed(_) | Self::List(_) | Self::Schedule(_) => Ok(false),
         }
     }
 }
@@ -77,6 +105,7 @@ impl fmt::Debug for Rate {
             Self::Fixed(lr) => write!(f, "{lr}"),
             Self::List(list) => write!(f, "list of {}", list.len()),
             Self::Schedule(schedule) => write!(f, "{schedule:?}"),
+            Self::Plateau(plateau) => write!(f, "{plateau:?}"),
         }
     }
 }
@@ -108,5 +137,11 @@ impl<const N: usize> From<[f64; N]> for Rate {
 impl<S: Schedule + 'static> From<S> for Rate {
     fn from(schedule: S) -> Self {
         Self::Schedule(Arc::new(schedule))
+    }
+}
+
+impl From<ReduceOnPlateau> for Rate {
+    fn from(plateau: ReduceOnPlateau) -> Self {
+        Self::Plateau(plateau)
     }
 }

@@ -497,9 +497,30 @@ impl Rule {
     }
 }
 
+/// The hyper-parameters of one rule: what [`ParamGroup::hyper`](crate::ParamGroup::hyper) and
+/// [`Optimizer::edit`](crate::Optimizer::edit) change. Implemented by every config.
+pub trait Config: 'static {
+    /// The rule's name.
+    const NAME: &'static str;
+
+    /// The config in a rule, if the rule is this one.
+    fn of(rule: &mut Rule) -> Option<&mut Self>;
+}
+
 /// Gives a config its place in [`Rule`] and the two ways to a [`Builder`](crate::Builder).
 macro_rules! config {
     ($config:ident) => {
+        impl crate::rule::Config for $config {
+            const NAME: &'static str = stringify!($config);
+
+            fn of(rule: &mut crate::Rule) -> Option<&mut Self> {
+                match rule {
+                    crate::Rule::$config(config) => Some(config),
+                    _ => None,
+                }
+            }
+        }
+
         impl From<$config> for crate::Rule {
             fn from(config: $config) -> Self {
                 Self::$config(config)

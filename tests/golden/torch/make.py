@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the golden trajectories of rules and presets that MindSpore does not have (see README.md).
 
-    python make.py [FOLDER]        writes manifest.json and data.safetensors (default: beside this file)
+    python make.py [FOLDER]        writes manifest.json, data.safetensors and plateau.json (default: beside this file)
 
 Every case is run by the real library in float32 on the CPU: PyTorch, optax, or pytorch_optimizer (Adan). Every case is also
 computed by the float64 formulas below, which share no code with those libraries; the two must agree to `BOUND`.
@@ -472,6 +472,59 @@ def run_formula(case, inputs):
     return trajectory, slots
 
 
+# ------------------------------------------------------------------------------------------------ ReduceLROnPlateau
+
+NAN, INF = float("nan"), float("inf")
+FALLING = [5.0, 4.0, 3.5, 3.5, 3.6, 3.4, 3.4, 3.4, 3.41, 3.4, 3.3, 3.3, 3.3, 3.3, 3.3, 3.3, 3.3, 3.3, 3.3, 3.3]
+RISING = [0.1, 0.3, 0.5, 0.49, 0.5, 0.51, 0.505, 0.5, 0.51, 0.6, 0.6, 0.6, 0.6, 0.6, 0.61, 0.6, 0.6, 0.6, 0.6, 0.6]
+BROKEN = [2.0, NAN, NAN, INF, 1.0, INF, -INF, -5.0, NAN, -INF, 3.0, 0.0]
+SIGNS = [1.0, 0.5, 0.0, -0.5, -0.50001, -0.4, -0.2, -1.0, -1.00001, -0.999, -2.0, -2.0, -2.0, -2.0]
+PLATEAUS = [
+    (0.1, FALLING * 2, {}),
+    (0.1, FALLING, dict(factor=0.5, patience=1)),
+    (0.1, FALLING, dict(factor=0.5, patience=0)),
+    (0.1, FALLING, dict(factor=0.3, patience=1, cooldown=3)),
+    (0.1, FALLING, dict(factor=0.5, patience=0, cooldown=2, min_lr=0.03)),
+    (0.1, FALLING, dict(factor=0.7, patience=0, eps=0.02)),
+    (0.1, FALLING, dict(factor=0.5, patience=0, min_lr=0.2)),
+    (0.1, FALLING, dict(factor=0.5, patience=2, threshold=0.1)),
+    (0.1, FALLING, dict(factor=0.5, patience=2, threshold=0.1, threshold_mode="abs")),
+    (0.1, FALLING, dict(factor=0.5, patience=2, threshold=0.0)),
+    (0.1, FALLING, dict(factor=0.5, patience=2, threshold=1.0)),
+    (0.1, RISING, dict(mode="max", factor=0.5, patience=1)),
+    (0.1, RISING, dict(mode="max", factor=0.5, patience=1, threshold=0.02, cooldown=1)),
+    (0.1, RISING, dict(mode="max", factor=0.5, patience=1, threshold=0.02, threshold_mode="abs")),
+    (0.1, BROKEN, dict(factor=0.5, patience=1)),
+    (0.1, BROKEN, dict(mode="max", factor=0.5, patience=1, threshold_mode="abs")),
+    (0.1, SIGNS, dict(factor=0.5, patience=0)),
+    (0.1, SIGNS, dict(mode="max", factor=0.5, patience=0)),
+    (0.0, FALLING, dict(factor=0.5, patience=0)),
+    (3e-8, FALLING, dict(factor=0.5, patience=0)),
+]
+
+
+def run_plateau(lr, metrics, kwargs):
+    """After each metric, the rate and the scheduler's memory. Numbers are written as words, which has nan and inf."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **kwargs)
+    rows = []
+    for metric in metrics:
+        optimizer.step()
+        scheduler.step(metric)
+        rows.append([repr(metric), repr(optimizer.param_groups[0]["lr"]), repr(scheduler.best), scheduler.num_bad_epochs,
+                     scheduler.cooldown_counter])
+    return {"lr": lr, "kwargs": kwargs, "rows": rows}
+
+
+def write_plateaus(folder):
+    origin = "PyTorch " + torch.__version__.split("+")[0]
+    columns = ["metric", "lr", "best", "num_bad_epochs", "cooldown_counter"]
+    cases = ",\n".join(json.dumps(run_plateau(*case)) for case in PLATEAUS)
+    with open(os.path.join(folder, "plateau.json"), "w") as file:
+        file.write(f'{{"origin": {json.dumps(origin)}, ')
+        file.write(f'"columns": {json.dumps(columns)},\n"cases": [\n{cases}\n]}}\n')
+
+
 def difference(got, expected):
     """Of the tensor's largest absolute value."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
@@ -484,6 +537,7 @@ def difference(got, expected):
 def main():
     folder = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
     torch.set_num_threads(1)
+    write_plateaus(folder)
     inputs = make_inputs()
     tensors = {"inputs/" + name: value for name, value in inputs.items()}
     entries = []

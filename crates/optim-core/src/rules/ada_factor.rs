@@ -46,6 +46,7 @@ use crate::{DType, Error, Rate, Result};
 /// Sources: Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv 1804.04235;
 /// MindSpore `AdaFactor`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct AdaFactor {
     /// `ρ`, or `None` (the default) for the relative step. Set one of this and [`relative_step`](Self::relative_step).
     pub lr: Option<Rate>,

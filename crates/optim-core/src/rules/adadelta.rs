@@ -36,6 +36,7 @@ use crate::{Rate, Result};
 ///
 /// Sources: Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", arXiv 1212.5701; MindSpore `Adadelta`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Adadelta {
     /// `γ`, finite and ≥ 0. Default 1. Trap: the paper has none (1); a usual rate such as 1e-3 makes steps a thousand
     /// times smaller.

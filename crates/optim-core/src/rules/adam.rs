@@ -65,6 +65,7 @@ use crate::{Error, Rate, Result};
 /// Reddi, Kale & Kumar 2018, "On the Convergence of Adam and Beyond", arXiv 1904.09237, for AMSGrad; MindSpore and
 /// PyTorch `Adam`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Adam {
     /// `γ`, finite and ≥ 0. Default 1e-3.
     pub lr: Rate,

@@ -34,6 +34,7 @@ use crate::{Rate, Result};
 ///
 /// Sources: Kingma & Ba 2014, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980; MindSpore `AdamOffload`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct AdamOffload {
     /// `γ`, finite and ≥ 0. Default 1e-3.
     pub lr: Rate,

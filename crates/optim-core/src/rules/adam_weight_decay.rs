@@ -36,6 +36,7 @@ use crate::{Rate, Result};
 /// Sources: Devlin et al. 2018, "BERT", arXiv 1810.04805 (the code's `AdamWeightDecayOptimizer`); Loshchilov & Hutter
 /// 2017, "Decoupled Weight Decay Regularization", arXiv 1711.05101; MindSpore `AdamWeightDecay`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct AdamWeightDecay {
     /// `γ`, finite and ≥ 0. Default 1e-3. Trap: the first updates are larger than the rate, by up to
     /// `(1 − β₁) / √(1 − β₂)` (3.2 with the defaults) at the first and twice that some ten updates later.

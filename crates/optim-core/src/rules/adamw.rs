@@ -46,6 +46,7 @@ use crate::{Rate, Result};
 /// Sources: Loshchilov & Hutter 2017, "Decoupled Weight Decay Regularization", arXiv 1711.05101; Reddi, Kale & Kumar
 /// 2018, "On the Convergence of Adam and Beyond", arXiv 1904.09237; PyTorch `AdamW`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct AdamW {
     /// `γ`, finite and ≥ 0. Default 1e-3.
     pub lr: Rate,

@@ -51,6 +51,7 @@ use crate::{Rate, Result};
 /// Sources: Xie et al. 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", arXiv
 /// 2208.06677, and its authors' code.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Adan {
     /// `γ`, finite and ≥ 0. Default 1e-3. The authors use 5 to 10 times AdamW's.
     pub lr: Rate,

@@ -37,6 +37,7 @@ use crate::{Rate, Result};
 /// Sources: Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; Bottou 2010, "Large-Scale
 /// Machine Learning with Stochastic Gradient Descent"; MindSpore `ASGD`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Asgd {
     /// `γ`, finite and ≥ 0. Default 0.1. Trap: an update uses the rate of the update before (only the first uses its
     /// own).

@@ -45,6 +45,7 @@ use crate::{Rate, Result};
 ///
 /// Sources: McMahan et al. 2013, "Ad Click Prediction: a View from the Trenches"; MindSpore `FTRL`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Ftrl {
     /// The value of `n` before the first update, finite and ≥ 0. Default 0.1.
     pub initial_accum: f64,

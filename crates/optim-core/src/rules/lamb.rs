@@ -43,16 +43,21 @@ use crate::{Rate, Result};
 /// Sources: You et al. 2019, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv 1904.00962;
 /// MindSpore `Lamb`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Lamb {
     /// `γ`, finite and ≥ 0. No default.
     pub lr: Rate,
     /// `β₁`, inside (0, 1). Default 0.9.
+    #[cfg_attr(feature = "serde", serde(default = "crate::serialization::default::lamb_beta1"))]
     pub beta1: f64,
     /// `β₂`, inside (0, 1). Default 0.999.
+    #[cfg_attr(feature = "serde", serde(default = "crate::serialization::default::lamb_beta2"))]
     pub beta2: f64,
     /// `ε`, finite and > 0. Default 1e-6.
+    #[cfg_attr(feature = "serde", serde(default = "crate::serialization::default::lamb_eps"))]
     pub eps: f64,
     /// `λ`, decoupled, finite and ≥ 0. Default 0. Trap: it is scaled by the rate and by the ratio.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub weight_decay: f64,
 }
 

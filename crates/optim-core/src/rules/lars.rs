@@ -1,7 +1,7 @@
 //! LARS: see [`Lars`].
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::backend::Trust;
 use crate::error::check;
@@ -58,14 +58,25 @@ impl Lars {
     pub fn new(inner: impl Into<Rule>) -> Self {
         Self {
             inner: Box::new(inner.into()),
-            epsilon: 1e-5,
-            coefficient: 1e-3,
+            epsilon: EPSILON,
+            coefficient: COEFFICIENT,
             use_clip: false,
-            filter: Arc::new(|parameter| {
-                !(parameter.name().contains("LayerNorm") || parameter.name().contains("bias"))
-            }),
+            filter: default_filter(),
         }
     }
+}
+
+type Filter = Arc<dyn Fn(&Parameter) -> bool + Send + Sync>;
+
+pub(crate) const EPSILON: f64 = 1e-5;
+pub(crate) const COEFFICIENT: f64 = 1e-3;
+
+/// One for all, so that it can be recognised.
+pub(crate) fn default_filter() -> Filter {
+    static FILTER: LazyLock<Filter> = LazyLock::new(|| {
+        Arc::new(|parameter| !(parameter.name().contains("LayerNorm") || parameter.name().contains("bias")))
+    });
+    Arc::clone(&FILTER)
 }
 
 impl fmt::Debug for Lars {

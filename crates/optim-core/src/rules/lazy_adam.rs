@@ -37,6 +37,7 @@ use crate::{Rate, Result};
 ///
 /// Sources: Kingma & Ba 2014, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980; MindSpore `LazyAdam`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct LazyAdam {
     /// `γ`, finite and ≥ 0. Default 1e-3.
     pub lr: Rate,

@@ -37,6 +37,7 @@ use crate::{Rate, Result};
 ///
 /// Sources: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675; optax `lion`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Lion {
     /// `γ`, finite and ≥ 0. Default 1e-4. Trap: every element moves by the whole rate at every update, however small
     /// its gradient; only exactly 0 stays.

@@ -37,14 +37,17 @@ use crate::{Rate, Result};
 /// Sources: Polyak 1964; Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning";
 /// MindSpore `Momentum`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Momentum {
     /// `γ`, finite and ≥ 0. No default.
     pub lr: Rate,
     /// `μ`, finite and ≥ 0. No default; 0.9 is usual. Trap: a value of 1 or more never forgets.
     pub momentum: f64,
     /// Looks ahead along the momentum. Default `false`.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub use_nesterov: bool,
     /// L2 decay, finite and ≥ 0. Default 0.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub weight_decay: f64,
 }
 

@@ -41,6 +41,7 @@ use crate::{Rate, Result};
 /// Sources: Dozat 2016, "Incorporating Nesterov Momentum into Adam"; Loshchilov & Hutter 2017, arXiv 1711.05101, for
 /// the decay; PyTorch `NAdam`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct NAdam {
     /// `γ`, finite and ≥ 0. Default 2e-3.
     pub lr: Rate,

@@ -40,6 +40,7 @@ use crate::{Rate, Result};
 /// Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization"; MindSpore
 /// `ProximalAdagrad`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct ProximalAdagrad {
     /// The value of `accum` before the first update, finite and ≥ 0. Default 0.1. Trap: with 0 the first update moves
     /// every element by the whole rate, however small its gradient.

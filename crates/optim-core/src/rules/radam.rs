@@ -43,6 +43,7 @@ use crate::{Rate, Result};
 /// Sources: Liu et al. 2019, "On the Variance of the Adaptive Learning Rate and Beyond", arXiv 1908.03265; PyTorch
 /// `RAdam`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RAdam {
     /// `γ`, finite and ≥ 0. Default 1e-3. Trap: before `ρ` exceeds 5 the step is `γ · m̂`, as large as the gradient.
     pub lr: Rate,

@@ -43,6 +43,7 @@ use crate::{Rate, Result};
 /// Sources: Tieleman & Hinton 2012, "Lecture 6.5: RMSProp"; Graves 2013, "Generating Sequences With Recurrent Neural
 /// Networks", arXiv 1308.0850, for the centered form; MindSpore `RMSProp`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RmsProp {
     /// `γ`, finite and ≥ 0. Default 0.1 (MindSpore's; PyTorch's is 0.01). Trap: with PyTorch's other settings 0.1 is
     /// too large.

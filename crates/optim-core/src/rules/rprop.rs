@@ -42,6 +42,7 @@ use crate::{Error, Rate, Result};
 /// Sources: Riedmiller & Braun 1993, "A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP
 /// Algorithm"; MindSpore `Rprop`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Rprop {
     /// `γ`, the first step size, finite and ≥ 0. Default 0.1. Trap: it is read only at a parameter's first update; a
     /// schedule has no effect after it.

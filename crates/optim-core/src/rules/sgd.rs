@@ -39,6 +39,7 @@ use crate::{Error, Rate, Result};
 ///
 /// Sources: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning"; MindSpore `SGD`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct Sgd {
     /// `γ`, finite and ≥ 0. Default 0.1 (MindSpore's; PyTorch's is 1e-3).
     pub lr: Rate,

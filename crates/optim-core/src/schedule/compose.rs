@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::AnySchedule;
 use crate::Result;
 use crate::error::{at_least_one, check};
 
@@ -22,6 +23,12 @@ use crate::error::{at_least_one, check};
 pub trait Schedule: fmt::Debug + Send + Sync {
     /// The rate of the update with this index. It must be finite, and the same whenever it is asked for.
     fn at(&self, update: u64) -> f64;
+
+    /// This schedule as a value that can be written and read: `Some` for every schedule of this library and those made of
+    /// them alone. Default: `None`, which is right for a closure and for a type of your own, unless it equals one of ours.
+    fn describe(&self) -> Option<AnySchedule> {
+        None
+    }
 
     /// This schedule for the first `updates` updates, then `next`, whose own index starts at 0 there.
     ///
@@ -101,22 +108,26 @@ pub trait Schedule: fmt::Debug + Send + Sync {
 /// Two schedules one after the other: see [`Schedule::then`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Then<A, B> {
-    first: A,
-    updates: u64,
-    next: B,
+    pub(crate) first: A,
+    pub(crate) updates: u64,
+    pub(crate) next: B,
 }
 
 impl<A: Schedule, B: Schedule> Schedule for Then<A, B> {
     fn at(&self, update: u64) -> f64 {
         if update < self.updates { self.first.at(update) } else { self.next.at(update - self.updates) }
     }
+
+    fn describe(&self) -> Option<AnySchedule> {
+        Some(Then { first: self.first.describe()?, updates: self.updates, next: self.next.describe()? }.into())
+    }
 }
 
 /// A schedule after its warm-up: see [`Schedule::warmup`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Warmed<S> {
-    schedule: S,
-    steps: u64,
+    pub(crate) schedule: S,
+    pub(crate) steps: u64,
 }
 
 impl<S: Schedule> Schedule for Warmed<S> {
@@ -127,31 +138,43 @@ impl<S: Schedule> Schedule for Warmed<S> {
             self.schedule.at(update - self.steps)
         }
     }
+
+    fn describe(&self) -> Option<AnySchedule> {
+        Some(Warmed { schedule: self.schedule.describe()?, steps: self.steps }.into())
+    }
 }
 
 /// A schedule times a factor: see [`Schedule::scale`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scaled<S> {
-    schedule: S,
-    factor: f64,
+    pub(crate) schedule: S,
+    pub(crate) factor: f64,
 }
 
 impl<S: Schedule> Schedule for Scaled<S> {
     fn at(&self, update: u64) -> f64 {
         self.factor * self.schedule.at(update)
     }
+
+    fn describe(&self) -> Option<AnySchedule> {
+        Some(Scaled { schedule: self.schedule.describe()?, factor: self.factor }.into())
+    }
 }
 
 /// The beginning of a schedule over and over: see [`Schedule::repeat`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Repeated<S> {
-    schedule: S,
-    period: u64,
+    pub(crate) schedule: S,
+    pub(crate) period: u64,
 }
 
 impl<S: Schedule> Schedule for Repeated<S> {
     fn at(&self, update: u64) -> f64 {
         self.schedule.at(update % self.period)
+    }
+
+    fn describe(&self) -> Option<AnySchedule> {
+        Some(Repeated { schedule: self.schedule.describe()?, period: self.period }.into())
     }
 }
 

@@ -3,14 +3,15 @@
 use std::f64::consts::PI;
 
 use super::Schedule;
+use super::any::describe;
 use crate::Result;
 use crate::error::{at_least_one, check};
 
 /// Linear warm-up (MindSpore `WarmUpLR`): `lr · min(i, W) / W`. The first rate is 0; it stays at `lr` from index `W` on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WarmUp {
-    lr: f64,
-    warmup_steps: u64,
+    pub(crate) lr: f64,
+    pub(crate) warmup_steps: u64,
 }
 
 impl WarmUp {
@@ -26,15 +27,17 @@ impl Schedule for WarmUp {
     fn at(&self, update: u64) -> f64 {
         self.lr * update.min(self.warmup_steps) as f64 / self.warmup_steps as f64
     }
+
+    describe!();
 }
 
 /// Cosine decay (MindSpore `CosineDecayLR`): `min + ½ (max − min) (1 + cos(π · min(i, D) / D))`. It stays at `min` from
 /// index `D` on; it does not climb again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineDecay {
-    min_lr: f64,
-    max_lr: f64,
-    decay_steps: u64,
+    pub(crate) min_lr: f64,
+    pub(crate) max_lr: f64,
+    pub(crate) decay_steps: u64,
 }
 
 impl CosineDecay {
@@ -52,6 +55,8 @@ impl Schedule for CosineDecay {
         let progress = update.min(self.decay_steps) as f64 / self.decay_steps as f64;
         self.min_lr + 0.5 * (self.max_lr - self.min_lr) * (1.0 + (PI * progress).cos())
     }
+
+    describe!();
 }
 
 /// Polynomial decay (MindSpore `PolynomialDecayLR`): `(lr − end) (1 − min(i, D) / D)^power + end`.
@@ -70,11 +75,11 @@ impl Schedule for CosineDecay {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PolynomialDecay {
-    lr: f64,
-    end_lr: f64,
-    decay_steps: u64,
-    power: f64,
-    update_decay_steps: bool,
+    pub(crate) lr: f64,
+    pub(crate) end_lr: f64,
+    pub(crate) decay_steps: u64,
+    pub(crate) power: f64,
+    pub(crate) update_decay_steps: bool,
 }
 
 impl PolynomialDecay {
@@ -104,6 +109,8 @@ impl Schedule for PolynomialDecay {
         };
         (self.lr - self.end_lr) * (1.0 - i as f64 / horizon as f64).powf(self.power) + self.end_lr
     }
+
+    describe!();
 }
 
 /// Exponential decay (MindSpore `ExponentialDecayLR`): `lr · rate^(i / D)`.
@@ -121,10 +128,10 @@ impl Schedule for PolynomialDecay {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExponentialDecay {
-    lr: f64,
-    decay_rate: f64,
-    decay_steps: u64,
-    is_stair: bool,
+    pub(crate) lr: f64,
+    pub(crate) decay_rate: f64,
+    pub(crate) decay_steps: u64,
+    pub(crate) is_stair: bool,
 }
 
 impl ExponentialDecay {
@@ -147,6 +154,8 @@ impl Schedule for ExponentialDecay {
     fn at(&self, update: u64) -> f64 {
         self.lr * self.decay_rate.powf(decays(update, self.decay_steps, self.is_stair))
     }
+
+    describe!();
 }
 
 /// Natural exponential decay (MindSpore `NaturalExpDecayLR`): `lr · exp(−rate · i)`. Trap: `D` has no part in it; the page
@@ -166,10 +175,10 @@ impl Schedule for ExponentialDecay {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NaturalExpDecay {
-    lr: f64,
-    decay_rate: f64,
-    decay_steps: u64,
-    is_stair: bool,
+    pub(crate) lr: f64,
+    pub(crate) decay_rate: f64,
+    pub(crate) decay_steps: u64,
+    pub(crate) is_stair: bool,
 }
 
 impl NaturalExpDecay {
@@ -192,6 +201,8 @@ impl Schedule for NaturalExpDecay {
         let i = if self.is_stair { update / self.decay_steps * self.decay_steps } else { update };
         self.lr * (-self.decay_rate * i as f64).exp()
     }
+
+    describe!();
 }
 
 /// Inverse decay (MindSpore `InverseDecayLR`): `lr / (1 + rate · i / D)`.
@@ -209,10 +220,10 @@ impl Schedule for NaturalExpDecay {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InverseDecay {
-    lr: f64,
-    decay_rate: f64,
-    decay_steps: u64,
-    is_stair: bool,
+    pub(crate) lr: f64,
+    pub(crate) decay_rate: f64,
+    pub(crate) decay_steps: u64,
+    pub(crate) is_stair: bool,
 }
 
 impl InverseDecay {
@@ -234,6 +245,8 @@ impl Schedule for InverseDecay {
     fn at(&self, update: u64) -> f64 {
         self.lr / (1.0 + self.decay_rate * decays(update, self.decay_steps, self.is_stair))
     }
+
+    describe!();
 }
 
 /// `i / D`, or how often it has been whole.

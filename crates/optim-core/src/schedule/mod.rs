@@ -11,14 +11,20 @@
 //! | yourself | [`Constant`], [`from_fn`], a type of your own |
 //!
 //! [`then`](Schedule::then), [`warmup`](Schedule::warmup), [`scale`](Schedule::scale) and [`repeat`](Schedule::repeat) make
-//! new ones of them.
+//! new ones of them. [`AnySchedule`] is one type for them all.
+//!
+//! [`ReduceOnPlateau`] is no schedule: it follows a metric and has a memory.
 
+mod any;
 mod compose;
 mod mindspore;
 mod more;
+mod plateau;
 
+pub use any::AnySchedule;
 pub use compose::{FromFn, Repeated, Scaled, Schedule, Then, Warmed, from_fn};
 pub use mindspore::{CosineDecay, ExponentialDecay, InverseDecay, NaturalExpDecay, PolynomialDecay, WarmUp};
 pub use more::{
     Constant, CosineRestarts, Cyclic, InverseSqrt, Linear, MultiStep, Noam, OneCycle, StepDecay, WarmupStableDecay,
 };
+pub use plateau::{Mode, PlateauState, ReduceOnPlateau, Threshold};

@@ -5,13 +5,14 @@
 use std::f64::consts::PI;
 
 use super::Schedule;
+use super::any::describe;
 use crate::error::{at_least_one, check};
 use crate::{Error, Result};
 
 /// The same rate at every update, for use with [`then`](Schedule::then). Where nothing follows, a number does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Constant {
-    lr: f64,
+    pub(crate) lr: f64,
 }
 
 impl Constant {
@@ -26,6 +27,8 @@ impl Schedule for Constant {
     fn at(&self, _: u64) -> f64 {
         self.lr
     }
+
+    describe!();
 }
 
 /// A straight line (PyTorch `LinearLR`): `start + (end − start) · min(i, S) / S`, up or down. It stays at `end` from index
@@ -42,9 +45,9 @@ impl Schedule for Constant {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Linear {
-    start: f64,
-    end: f64,
-    steps: u64,
+    pub(crate) start: f64,
+    pub(crate) end: f64,
+    pub(crate) steps: u64,
 }
 
 impl Linear {
@@ -61,6 +64,8 @@ impl Schedule for Linear {
     fn at(&self, update: u64) -> f64 {
         between(self.start, self.end, update.min(self.steps) as f64 / self.steps as f64)
     }
+
+    describe!();
 }
 
 /// A stair (PyTorch `StepLR`): `lr · gamma^⌊i / every⌋`.
@@ -75,9 +80,9 @@ impl Schedule for Linear {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepDecay {
-    lr: f64,
-    gamma: f64,
-    every: u64,
+    pub(crate) lr: f64,
+    pub(crate) gamma: f64,
+    pub(crate) every: u64,
 }
 
 impl StepDecay {
@@ -94,6 +99,8 @@ impl Schedule for StepDecay {
     fn at(&self, update: u64) -> f64 {
         self.lr * self.gamma.powf((update / self.every) as f64)
     }
+
+    describe!();
 }
 
 /// A stair with given edges (PyTorch `MultiStepLR`): `lr · gamma^n`, where `n` milestones are `≤ i`. Two equal milestones
@@ -109,9 +116,9 @@ impl Schedule for StepDecay {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct MultiStep {
-    lr: f64,
-    gamma: f64,
-    milestones: Vec<u64>,
+    pub(crate) lr: f64,
+    pub(crate) gamma: f64,
+    pub(crate) milestones: Vec<u64>,
 }
 
 impl MultiStep {
@@ -134,6 +141,8 @@ impl Schedule for MultiStep {
         let passed = self.milestones.partition_point(|&milestone| milestone <= update);
         self.lr * self.gamma.powf(passed as f64)
     }
+
+    describe!();
 }
 
 /// Cosine decay with warm restarts (SGDR; PyTorch `CosineAnnealingWarmRestarts`):
@@ -155,10 +164,10 @@ impl Schedule for MultiStep {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CosineRestarts {
-    min_lr: f64,
-    max_lr: f64,
-    first: u64,
-    growth: u64,
+    pub(crate) min_lr: f64,
+    pub(crate) max_lr: f64,
+    pub(crate) first: u64,
+    pub(crate) growth: u64,
 }
 
 impl CosineRestarts {
@@ -186,6 +195,8 @@ impl Schedule for CosineRestarts {
         }
         cosine(self.max_lr, self.min_lr, since as f64 / cycle as f64)
     }
+
+    describe!();
 }
 
 /// One cycle (PyTorch `OneCycleLR` with its cosine): from `max / div_factor` up to `max` at index `pct_start · S − 1`, and
@@ -193,7 +204,7 @@ impl Schedule for CosineRestarts {
 /// raises an error.
 ///
 /// Traps: the first rate is not 0; the lowest is the start's part, not `max`'s. PyTorch cycles the momentum too, against
-/// the rate; this does not. Source: Smith and Topin 2018, arXiv 1708.07120.
+/// the rate: see [`momentum_at`](Self::momentum_at). Source: Smith and Topin 2018, arXiv 1708.07120.
 ///
 /// ```
 /// use optim_core::{Schedule, schedule::OneCycle};
@@ -207,19 +218,29 @@ impl Schedule for CosineRestarts {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OneCycle {
-    max_lr: f64,
-    total_steps: u64,
-    pct_start: f64,
-    div_factor: f64,
-    final_div_factor: f64,
+    pub(crate) max_lr: f64,
+    pub(crate) total_steps: u64,
+    pub(crate) pct_start: f64,
+    pub(crate) div_factor: f64,
+    pub(crate) final_div_factor: f64,
 }
 
 impl OneCycle {
+    pub(crate) const PCT_START: f64 = 0.3;
+    pub(crate) const DIV_FACTOR: f64 = 25.0;
+    pub(crate) const FINAL_DIV_FACTOR: f64 = 1e4;
+
     /// `max_lr` finite and > 0; `total_steps` ≥ 1.
     pub fn new(max_lr: f64, total_steps: u64) -> Result<Self> {
         positive("OneCycle: max_lr", max_lr)?;
         at_least_one(total_steps, "OneCycle: total_steps")?;
-        Ok(Self { max_lr, total_steps, pct_start: 0.3, div_factor: 25.0, final_div_factor: 1e4 })
+        Ok(Self {
+            max_lr,
+            total_steps,
+            pct_start: Self::PCT_START,
+            div_factor: Self::DIV_FACTOR,
+            final_div_factor: Self::FINAL_DIV_FACTOR,
+        })
     }
 
     /// The part of the updates in which the rate climbs, from 0 to 1. Default: 0.3.
@@ -242,26 +263,54 @@ impl OneCycle {
         self.final_div_factor = factor;
         Ok(self)
     }
+
+    /// The momentum, or `β₁`, that goes with the rate: from `max` down to `base` while the rate climbs, then back up. PyTorch's are
+    /// 0.95 and 0.85.
+    ///
+    /// ```
+    /// use optim_core::{ParamGroup, Parameter, Sgd, schedule::OneCycle};
+    /// # fn main() -> optim_core::Result<()> {
+    /// let cycle = OneCycle::new(0.5, 10)?;
+    /// assert_eq!([0, 2, 9].map(|i| cycle.momentum_at(i, 0.85, 0.95)), [0.95, 0.85, 0.95]);
+    /// let weights = [Parameter::new("weight", [3])];
+    /// let group = ParamGroup::new(&weights)
+    ///     .lr(cycle)
+    ///     .vary(move |sgd: &mut Sgd, update| sgd.momentum = cycle.momentum_at(update, 0.85, 0.95));
+    /// # let _ = group;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn momentum_at(&self, update: u64, base: f64, max: f64) -> f64 {
+        self.between(update, max, base, max)
+    }
+
+    /// From `first` to `peak` and on to `last`.
+    fn between(&self, update: u64, first: f64, peak: f64, last: f64) -> f64 {
+        let (i, end) = (update.min(self.total_steps - 1) as f64, (self.total_steps - 1) as f64);
+        // The peak lies between two indices, or, with few updates, before the first.
+        let top = self.pct_start * self.total_steps as f64 - 1.0;
+        if i < top {
+            cosine(first, peak, i / top)
+        } else if i == top {
+            peak
+        } else {
+            cosine(peak, last, (i - top) / (end - top))
+        }
+    }
 }
 
 impl Schedule for OneCycle {
     fn at(&self, update: u64) -> f64 {
         let first = self.max_lr / self.div_factor;
-        let (i, last) = (update.min(self.total_steps - 1) as f64, (self.total_steps - 1) as f64);
-        // The peak lies between two indices, or, with few updates, before the first.
-        let peak = self.pct_start * self.total_steps as f64 - 1.0;
-        if i < peak {
-            cosine(first, self.max_lr, i / peak)
-        } else if i == peak {
-            self.max_lr
-        } else {
-            cosine(self.max_lr, first / self.final_div_factor, (i - peak) / (last - peak))
-        }
+        self.between(update, first, self.max_lr, first / self.final_div_factor)
     }
+
+    describe!();
 }
 
 /// Triangles (PyTorch `CyclicLR`, mode `triangular`): from `base` to `max` within `up` updates, back within `down`, and
-/// again. Trap: PyTorch cycles the momentum too, against the rate; this does not. Source: Smith 2017, arXiv 1506.01186.
+/// again. PyTorch cycles the momentum too, against the rate: see [`momentum_at`](Self::momentum_at). Source: Smith 2017, arXiv 1506.01186.
 ///
 /// ```
 /// use optim_core::{Schedule, schedule::Cyclic};
@@ -273,10 +322,10 @@ impl Schedule for OneCycle {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cyclic {
-    base_lr: f64,
-    max_lr: f64,
-    up: u64,
-    down: u64,
+    pub(crate) base_lr: f64,
+    pub(crate) max_lr: f64,
+    pub(crate) up: u64,
+    pub(crate) down: u64,
 }
 
 impl Cyclic {
@@ -288,16 +337,28 @@ impl Cyclic {
         at_least_one(down, "Cyclic: down")?;
         Ok(Self { base_lr, max_lr, up, down })
     }
+
+    /// The momentum, or `β₁`, that goes with the rate: `max` where the rate is lowest, `base` where it is highest. PyTorch's are 0.9
+    /// and 0.8.
+    #[must_use]
+    pub fn momentum_at(&self, update: u64, base: f64, max: f64) -> f64 {
+        between(max, base, self.height(update))
+    }
+
+    /// 0 at the bottom of a triangle, 1 at its top.
+    fn height(&self, update: u64) -> f64 {
+        let cycle = self.up.saturating_add(self.down);
+        let i = update % cycle;
+        if i < self.up { i as f64 / self.up as f64 } else { (cycle - i) as f64 / (cycle - self.up) as f64 }
+    }
 }
 
 impl Schedule for Cyclic {
     fn at(&self, update: u64) -> f64 {
-        let cycle = self.up.saturating_add(self.down);
-        let i = update % cycle;
-        let height =
-            if i < self.up { i as f64 / self.up as f64 } else { (cycle - i) as f64 / (cycle - self.up) as f64 };
-        between(self.base_lr, self.max_lr, height)
+        between(self.base_lr, self.max_lr, self.height(update))
     }
+
+    describe!();
 }
 
 /// Linear warm-up, then a decay with the inverse square root: `lr · min(i / W, √(W / i))`. The first rate is 0, the highest
@@ -314,8 +375,8 @@ impl Schedule for Cyclic {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InverseSqrt {
-    lr: f64,
-    warmup_steps: u64,
+    pub(crate) lr: f64,
+    pub(crate) warmup_steps: u64,
 }
 
 impl InverseSqrt {
@@ -331,6 +392,8 @@ impl Schedule for InverseSqrt {
     fn at(&self, update: u64) -> f64 {
         rise_and_root(self.lr, self.warmup_steps, update)
     }
+
+    describe!();
 }
 
 /// The Transformer's rate: `factor · d^(−½) · min(t^(−½), t · W^(−3/2))`, where `d` is the model's width and `t = i + 1`.
@@ -350,9 +413,9 @@ impl Schedule for InverseSqrt {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Noam {
-    factor: f64,
-    model_size: u64,
-    warmup_steps: u64,
+    pub(crate) factor: f64,
+    pub(crate) model_size: u64,
+    pub(crate) warmup_steps: u64,
 }
 
 impl Noam {
@@ -370,6 +433,8 @@ impl Schedule for Noam {
         let highest = self.factor / (self.model_size as f64 * self.warmup_steps as f64).sqrt();
         rise_and_root(highest, self.warmup_steps, update.saturating_add(1))
     }
+
+    describe!();
 }
 
 /// Warm-up, a plateau, and a decay (WSD): linear from 0 to `lr` within `warmup_steps`, `lr` for `stable_steps`, linear to
@@ -388,11 +453,11 @@ impl Schedule for Noam {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WarmupStableDecay {
-    lr: f64,
-    warmup_steps: u64,
-    stable_steps: u64,
-    decay_steps: u64,
-    end_lr: f64,
+    pub(crate) lr: f64,
+    pub(crate) warmup_steps: u64,
+    pub(crate) stable_steps: u64,
+    pub(crate) decay_steps: u64,
+    pub(crate) end_lr: f64,
 }
 
 impl WarmupStableDecay {
@@ -419,6 +484,8 @@ impl Schedule for WarmupStableDecay {
         let decayed = (update - self.warmup_steps).saturating_sub(self.stable_steps).min(self.decay_steps);
         between(self.lr, self.end_lr, decayed as f64 / self.decay_steps as f64)
     }
+
+    describe!();
 }
 
 /// A straight line from `start` at 0 to `end` at 1, both exact.
@@ -440,6 +507,6 @@ fn positive(name: &str, value: f64) -> Result<()> {
     check(name, "finite and > 0", value, |x| x.is_finite() && x > 0.0)
 }
 
-fn not_negative(name: &str, value: f64) -> Result<()> {
+pub(super) fn not_negative(name: &str, value: f64) -> Result<()> {
     check(name, "finite and ≥ 0", value, |x| x.is_finite() && x >= 0.0)
 }
