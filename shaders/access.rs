@@ -391,7 +391,10 @@ impl Accessors<'_> {
             Master::Split => self.array(text, self.in_state("master", "page.master", 16)),
             Master::None | Master::Stochastic => {}
         }
-        line(text, "fn load_stored(at: Place, on: vec4<bool>) -> vec4<f32> {\n    let bits = bits_param(at.param, on);");
+        line(
+            text,
+            "fn load_stored(at: Place, on: vec4<bool>) -> vec4<f32> {\n    let bits = bits_param(at.param, on);",
+        );
         let _ = writeln!(text, "    return {};\n}}\n", four(|c| param.decoded(&format!("bits.{c}")), "f32"));
         line(text, "fn load_p(at: Place, on: vec4<bool>) -> vec4<f32> {");
         match master {

@@ -160,11 +160,13 @@ pub enum Work {
     Load,
     /// Replaces the parameter by `grads`, as an update does.
     Store,
+    /// Moves the average alone.
+    Average,
 }
 
 impl Work {
     /// All.
-    pub const ALL: [Self; 5] = [Self::Seed, Self::SwapIn, Self::SwapOut, Self::Load, Self::Store];
+    pub const ALL: [Self; 6] = [Self::Seed, Self::SwapIn, Self::SwapOut, Self::Load, Self::Store, Self::Average];
 
     /// Whether it writes `grads`.
     #[must_use]
@@ -191,7 +193,7 @@ pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access)
         );
     }
     text.push_str(MAIN);
-    if work == Work::Store {
+    if matches!(work, Work::Store | Work::Average) {
         text.push_str(RETURN_IF_SKIPPED);
     }
     text.push_str(RETURN_BEYOND);
@@ -219,8 +221,12 @@ pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access)
             line(&mut text, "    scratch_g[at.state / 4u] = load_g(at, on);");
         }
         Work::Store => {
-            line(&mut text, "    let p_4 = load_g(at, on);");
-            after(&mut text, storage);
+            line(&mut text, "    let p_4 = load_g(at, on);\n    store_p(at, on, p_4);");
+            average(&mut text, storage);
+        }
+        Work::Average => {
+            line(&mut text, "    let p_4 = load_p(at, on);");
+            average(&mut text, storage);
         }
     }
     line(&mut text, "}");
@@ -259,9 +265,7 @@ pub fn compose_measure(norms: &Norms<'_>, storage: &Storage, grad: Format, acces
     text.push_str("@group(0) @binding(6) var<storage, read_write> parts: array<vec3<f32>>;\n");
     let (skip, step, slots) = match norms {
         Norms::Rule(_) => ("", "record.step, ", storage.slots.len()),
-        Norms::Trust => {
-            ("    if (record.trust.coefficient < 0.0) {\n        slice.count = 0u;\n    }\n", "", 0)
-        }
+        Norms::Trust => ("    if (record.trust.coefficient < 0.0) {\n        slice.count = 0u;\n    }\n", "", 0),
     };
     let _ = write!(
         text,
@@ -558,13 +562,13 @@ fn main(text: &mut String, storage: &Storage, entry: &str) {
             line(text, &format!("    store_s{slot}(at, on, s{slot}_4);"));
         }
     }
-    after(text, storage);
+    line(text, "    store_p(at, on, p_4);");
+    average(text, storage);
     line(text, "}");
 }
 
-/// What follows once the new parameter is known.
-fn after(text: &mut String, storage: &Storage) {
-    line(text, "    store_p(at, on, p_4);");
+/// Moves the average towards the new parameter.
+fn average(text: &mut String, storage: &Storage) {
     if storage.ema {
         text.push_str(
             "    if (record.stages.ema != 0.0) {

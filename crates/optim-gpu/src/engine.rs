@@ -10,7 +10,7 @@ use optim_core::backend::{
 };
 use optim_core::format::Master;
 use optim_core::guard::Control;
-use optim_core::rule::Sparse;
+use optim_core::rule::{Slot, Sparse};
 use optim_core::{DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::{Access, Format, Work};
 
@@ -37,6 +37,8 @@ const RECORD: usize = 32;
 pub(crate) struct GpuEngine {
     context: Arc<Context>,
     tensors: Vec<Tensor>,
+    /// For each rule its slots.
+    slots: Vec<Vec<Slot>>,
     kinds: Vec<Kind>,
     /// For each tensor its kind, and which of that kind's members it is.
     kind_of: Vec<(usize, usize)>,
@@ -51,6 +53,8 @@ pub(crate) struct GpuEngine {
     schedules: Vec<Schedule>,
     words: Vec<u32>,
     control: Control,
+    /// Whether averages are in the parameters' memory.
+    swapped: bool,
 }
 
 /// The records of the coming steps. A step writes a place of its own, so that no step waits for an earlier one to be done with
@@ -93,6 +97,7 @@ impl GpuEngine {
             kinds: programs.into_iter().map(kind).collect::<Result<_>>()?,
             kind_of,
             tensors: plan.tensors.to_vec(),
+            slots: plan.rules.iter().map(|rule| rule.spec().slots()).collect(),
             accumulate: Arc::new(Program::accumulate()),
             nothing: context.create_buffer("nothing", 256, USAGE, false)?,
             ring: None,
@@ -100,6 +105,7 @@ impl GpuEngine {
             schedules: Vec::with_capacity(KEPT + 1),
             words: Vec::new(),
             control: Control::default(),
+            swapped: false,
             context,
         })
     }
@@ -375,7 +381,8 @@ impl GpuEngine {
         for (kind, piece) in &host_grads {
             let grad = &grads[piece.tensor];
             let Some(dtype) = grad.dtype() else { continue };
-            uploads.push((self.kinds[*kind].region(Own::Grads(dtype), piece), part(host_grad(grad), piece, dtype.size())));
+            uploads
+                .push((self.kinds[*kind].region(Own::Grads(dtype), piece), part(host_grad(grad), piece, dtype.size())));
         }
         for rows in row_grads {
             let values = host_grad(&grads[rows.tensor]);
@@ -390,8 +397,7 @@ impl GpuEngine {
 
     /// Submits, and reads back host parameters.
     fn finish(&self, Downloads { encoder, pieces }: Downloads, params: &mut [ParamMut<'_>]) -> Result<()> {
-        let regions: Vec<_> =
-            pieces.iter().map(|(kind, piece)| self.kinds[*kind].region(Own::Params, piece)).collect();
+        let regions: Vec<_> = pieces.iter().map(|(kind, piece)| self.kinds[*kind].region(Own::Params, piece)).collect();
         self.context.download(encoder, &regions, |item, first, bytes| {
             let piece = pieces[item].1;
             let param = &mut params[piece.tensor];
@@ -429,6 +435,21 @@ impl GpuEngine {
         self.schedule(Job::Work(work), &pairs, &vec![0; params.len()])?;
         let downloads = self.run(&pairs, params, &[], (&[], &[]), &[])?;
         self.finish(downloads, params)
+    }
+
+    /// Checks that an array has these elements.
+    fn check_part(&self, parameter: usize, part: Part, first: usize, bytes: usize) -> Result<()> {
+        let tensor = &self.tensors[parameter];
+        let arrays = tensor.arrays(&self.slots[tensor.rule]);
+        let found = arrays.iter().find(|(candidate, ..)| *candidate == part).and_then(|(_, element, len)| {
+            let end = first.checked_mul(element.size())?.checked_add(bytes)?;
+            (end <= len * element.size()).then_some(())
+        });
+        found.ok_or_else(|| Error::Unknown {
+            what: "array",
+            name: format!("{part:?} of {} from element {first} on, {bytes} bytes", self.name(parameter)),
+            expected: format!("{arrays:?}"),
+        })
     }
 
     fn unsupported<T>(&self, what: String) -> Result<T> {
@@ -500,11 +521,13 @@ impl Engine for GpuEngine {
             if !is_sparse(grad) || pair.is_absent() {
                 continue;
             }
-            if update.rows[tensor].rows.is_empty() && !all[tensor] {
-                *pair = Pair::ABSENT;
-            } else if self.kinds[self.kind_of[tensor].0].program.storage.in_blocks() {
+            let storage = &self.kinds[self.kind_of[tensor].0].program.storage;
+            if storage.in_blocks() {
                 let name = self.name(tensor);
-                return self.unsupported(format!("a row-sparse gradient ({name:?}) with state in 8 bits"));
+                return self.unsupported(format!("a row-sparse gradient ({name:?}) with 8-bit state"));
+            }
+            if update.rows[tensor].rows.is_empty() && !all[tensor] && !storage.ema {
+                *pair = Pair::ABSENT;
             }
         }
         if pairs.iter().all(Pair::is_absent) {
@@ -558,7 +581,7 @@ impl Engine for GpuEngine {
             match grad {
                 Grad::Rows(..) => {
                     let name = self.name(tensor);
-                    return self.unsupported(format!("accumulation of a row-sparse gradient ({name:?})"));
+                    return self.unsupported(format!("accumulating a row-sparse gradient ({name:?})"));
                 }
                 Grad::None if fresh[tensor] => zeros.push(tensor),
                 Grad::None => {}
@@ -577,13 +600,29 @@ impl Engine for GpuEngine {
     }
 
     fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()> {
+        if into == self.swapped {
+            let (what, expected) = if into {
+                ("the averages are in the parameters' memory", "bring the parameters back first")
+            } else {
+                ("the parameters are in their memory", "put the averages there first")
+            };
+            return Err(Error::State { what, expected });
+        }
         let work = if into { Work::SwapIn } else { Work::SwapOut };
         let keeps: Vec<bool> = self.tensors.iter().map(|tensor| tensor.ema).collect();
-        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside))
+        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside))?;
+        self.swapped = into;
+        if !into {
+            // Schedules that bind what was kept go with it.
+            self.schedules.retain(|schedule| !schedule.is_swap());
+            self.kinds.iter_mut().for_each(|kind| kind.drop_own(Own::Aside));
+        }
+        Ok(())
     }
 
     fn read(&self, parameter: usize, part: Part, first: usize, bytes: &mut [u8]) -> Result<()> {
         self.context.ready()?;
+        self.check_part(parameter, part, first, bytes.len())?;
         let (kind, member) = self.kind_of[parameter];
         let kind = &self.kinds[kind];
         if let Some(offload) = &kind.offload {
@@ -607,6 +646,7 @@ impl Engine for GpuEngine {
 
     fn write(&mut self, parameter: usize, part: Part, first: usize, bytes: &[u8]) -> Result<()> {
         self.context.ready()?;
+        self.check_part(parameter, part, first, bytes.len())?;
         let (kind, member) = self.kind_of[parameter];
         let kind = &mut self.kinds[kind];
         let mut rest = bytes;

@@ -127,8 +127,7 @@ impl Factored {
         kind: &Kind,
         updated: &[(usize, [Place<'_>; 2], u32)],
     ) -> Result<Vec<Dispatch>> {
-        let dims: Vec<_> =
-            updated.iter().map(|&(member, _, record)| [Dims { record, ..self.dims[member] }]).collect();
+        let dims: Vec<_> = updated.iter().map(|&(member, _, record)| [Dims { record, ..self.dims[member] }]).collect();
         let lists: Vec<_> = dims.iter().map(|dims| &dims[..]).collect();
         let tables = parts.tables_for(wgpu::BufferUsages::UNIFORM, "dims", &lists)?;
 

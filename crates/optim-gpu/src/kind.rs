@@ -122,8 +122,11 @@ impl Kind {
         }
         let layout = Layout::aligned(lens(), window, alignment);
 
-        let factored =
-            if is_factored { Some(Factored::new(context, plan.rules[first.rule].spec(), &tensors, &layout)?) } else { None };
+        let factored = if is_factored {
+            Some(Factored::new(context, plan.rules[first.rule].spec(), &tensors, &layout)?)
+        } else {
+            None
+        };
         let rows = tensors.iter().scan(0, |end: &mut usize, tensor| {
             *end += tensor.rows().0;
             Some(word(*end - tensor.rows().0))
@@ -206,6 +209,11 @@ impl Kind {
         Ok(())
     }
 
+    /// Gives it up.
+    pub(crate) fn drop_own(&mut self, own: Own) {
+        self.own.remove(&own);
+    }
+
     /// Its pages; none before they are [needed](Self::need).
     pub(crate) fn own(&self, own: Own) -> &[wgpu::Buffer] {
         self.own.get(&own).map_or(&[], |pages| pages)
@@ -228,11 +236,20 @@ impl Kind {
     }
 
     /// Bytes of an array in the device's memory, from an element on: the buffer, the first byte in it and how many.
-    pub(crate) fn places(&self, member: usize, part: Part, first: usize, len: usize) -> Vec<(&wgpu::Buffer, usize, usize)> {
+    pub(crate) fn places(
+        &self,
+        member: usize,
+        part: Part,
+        first: usize,
+        len: usize,
+    ) -> Vec<(&wgpu::Buffer, usize, usize)> {
         if let (Some(factored), Part::Slot(slot)) = (&self.factored, part) {
             return factored.place(member, slot, first, len).into_iter().collect();
         }
-        self.runs(member, part, first, len).into_iter().map(|run| (&self.pages[run.page], run.offset, run.len)).collect()
+        self.runs(member, part, first, len)
+            .into_iter()
+            .map(|run| (&self.pages[run.page], run.offset, run.len))
+            .collect()
     }
 
     /// Where the bytes of an array lie, from an element on; nowhere for an array that there is not.

@@ -158,6 +158,11 @@ impl Schedule {
         self.job == job && self.record_of == record_of && self.pairs.iter().zip(pairs).all(same)
     }
 
+    /// Whether it swaps averages and parameters.
+    pub(crate) fn is_swap(&self) -> bool {
+        matches!(self.job, Job::Work(Work::SwapIn | Work::SwapOut))
+    }
+
     /// Checks the memory and makes the dispatches. Nothing that the caller can see is changed.
     pub(crate) fn new(parts: &Parts<'_>, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
@@ -201,11 +206,7 @@ impl<'a> Members<'_, 'a> {
     }
 
     /// The same, with other memory in place of theirs.
-    fn runs_between(
-        &self,
-        which: impl Fn(usize) -> bool,
-        memory: impl Fn(usize) -> Pair<&'a GpuBuffer>,
-    ) -> Runs<'a> {
+    fn runs_between(&self, which: impl Fn(usize) -> bool, memory: impl Fn(usize) -> Pair<&'a GpuBuffer>) -> Runs<'a> {
         let (kind, mut runs) = (self.kind(), Runs::default());
         for &piece in &kind.layout.pieces {
             let tensor = kind.members[piece.tensor];
@@ -220,7 +221,14 @@ impl<'a> Members<'_, 'a> {
                 self.parts,
                 (self.kind, piece.page, access, false),
                 [param, grad],
-                Extent { tensor, element: piece.start, len: piece.len, state: piece.offset, grad: Some(0), grads: piece.len },
+                Extent {
+                    tensor,
+                    element: piece.start,
+                    len: piece.len,
+                    state: piece.offset,
+                    grad: Some(0),
+                    grads: piece.len,
+                },
             );
         }
         runs
@@ -472,10 +480,7 @@ impl<'a> Runs<'a> {
             Access::Whole => elements.next_multiple_of(4),
             Access::Each => elements,
         };
-        let sides = [
-            Bounds::new(parts, param, padded(extent.len)),
-            Bounds::new(parts, grad, padded(extent.grads)),
-        ];
+        let sides = [Bounds::new(parts, param, padded(extent.len)), Bounds::new(parts, grad, padded(extent.grads))];
         let stretch = Stretch {
             tensor: extent.tensor,
             element: extent.element,
@@ -507,13 +512,15 @@ impl<'a> Runs<'a> {
     ) -> Result<Vec<Dispatch>> {
         let tiles = |run: &Run<'_>| -> Vec<_> {
             let bounds = [run.sides[0].first(), run.sides[1].first()];
-            let tiles = |stretch: &Stretch| stretch.tiles(parts.common(stretch.tensor, record_of[stretch.tensor]), bounds);
+            let tiles =
+                |stretch: &Stretch| stretch.tiles(parts.common(stretch.tensor, record_of[stretch.tensor]), bounds);
             run.stretches.iter().flat_map(tiles).collect()
         };
         let tiles: Vec<Vec<_>> = self.list.iter().map(tiles).collect();
         // Listed rows that are narrow have more tiles than a table holds.
         let most = 4 * parts.table() / size_of::<crate::layout::Tile>();
-        let chunks: Vec<_> = self.list.iter().zip(&tiles).flat_map(|(run, tiles)| tiles.chunks(most).map(move |c| (run, c))).collect();
+        let chunks: Vec<_> =
+            self.list.iter().zip(&tiles).flat_map(|(run, tiles)| tiles.chunks(most).map(move |c| (run, c))).collect();
         let lists: Vec<_> = chunks.iter().map(|(_, tiles)| *tiles).collect();
         let tables = parts.tables("tiles", &lists)?;
         let dispatch = |((run, tiles), table): (&(&Run<'_>, &[_]), &Table)| {
@@ -523,12 +530,7 @@ impl<'a> Runs<'a> {
     }
 
     /// The sums of slices.
-    fn measures(
-        &self,
-        parts: &Parts<'_>,
-        sums: &PartialSums,
-        record_of: &[u32],
-    ) -> Result<Vec<Dispatch>> {
+    fn measures(&self, parts: &Parts<'_>, sums: &PartialSums, record_of: &[u32]) -> Result<Vec<Dispatch>> {
         let slices = |run: &Run<'_>| -> Vec<_> {
             let bounds = [run.sides[0].first(), run.sides[1].first()];
             let slices = |stretch: &Stretch| {
@@ -589,7 +591,9 @@ impl<'a> Side<&'a GpuBuffer> {
             Self::Device(memory) => {
                 Place { buffer: &memory.buffer, offset: memory.offset + (piece.start * size) as u64, format }
             }
-            Self::Own(own) => Place { buffer: &kind.own(own)[piece.page], offset: (piece.offset * size) as u64, format },
+            Self::Own(own) => {
+                Place { buffer: &kind.own(own)[piece.page], offset: (piece.offset * size) as u64, format }
+            }
             Self::Absent => Place { buffer: parts.nothing, offset: 0, format },
         }
     }
