@@ -39,6 +39,8 @@ mod properties;
 // Row-sparse gradients and rules of the user's own, on both backends.
 #[cfg(all(feature = "cpu", feature = "gpu"))]
 mod sparse;
+// Rows of parameters that come, go and move.
+mod surgery;
 // Row-sparse gradients against a naive f64 loop, and their laws.
 mod rows;
 // Step scalars against values computed in another way.

@@ -18,6 +18,7 @@ use crate::{Builder, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Ru
 
 mod change;
 mod explain;
+mod surgery;
 
 pub use explain::Explanation;
 
