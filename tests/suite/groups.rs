@@ -523,7 +523,7 @@ fn slots_of_groups() {
     let builder = AdamW::default().params(model()).groups([glob("*.bias").rule(Momentum::new(0.1, 0.9)), rest()]);
     let optimizer = builder.build(Target::ALL[0]).unwrap();
     assert_eq!(optimizer.slot("layers.0.bias", "moments").unwrap(), [0.0; 4]);
-    assert_eq!(optimizer.slot("norm.scale", "exp_avg").unwrap(), [0.0; 4]);
+    assert_eq!(optimizer.slot("norm.scale", "moment1").unwrap(), [0.0; 4]);
     assert!(matches!(optimizer.slot("norm.scale", "moments"), Err(Error::Unknown { what: "slot", .. })), "AdamW's");
     assert_eq!(optimizer.rule_of("layers.0.bias").unwrap().spec().name(), "momentum");
     assert_eq!(optimizer.rule().spec().name(), "adamw");
