@@ -17,6 +17,7 @@ use crate::{Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepR
 
 mod change;
 mod explain;
+mod state;
 
 pub use explain::Explanation;
 
@@ -105,6 +106,8 @@ pub struct Optimizer {
     seeded: Vec<bool>,
     /// Whether averages stand in the parameters' memory.
     swapped: bool,
+    /// Whether a load failed half way.
+    torn: bool,
     /// The loss scale of the next step, as far as is known.
     scale: f32,
     /// Parameters for which something has been accumulated, and the sum of the weights.
@@ -162,6 +165,7 @@ impl Optimizer {
             class_of: Vec::new(),
             step: 0,
             swapped: false,
+            torn: false,
             total_weight: 0.0,
             pending: VecDeque::new(),
             reports: VecDeque::new(),
@@ -290,6 +294,7 @@ impl Optimizer {
             let (what, expected) = ("a step while averages stand in the parameters", "call `swap_ema_out` first");
             return Err(Error::State { what, expected });
         }
+        self.refuse_torn("a step")?;
         self.check_memory(params, grads)?;
         self.collect(false)?;
         // What the first update of a parameter computes with depends on whether the pending ones were applied.
