@@ -2,6 +2,8 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`engine`] | engines driven directly: records, verdicts, state arrays; their comparison |
+//! | [`naive`] | the naive engine: one element after the other, sharing no code with the backends |
 //! | [`problem`] | deterministic random parameters and gradients |
 //! | [`reference`](mod@reference) | the judge: every rule in naive `f64`, one file a rule, sharing no code with the library |
 //! | [`run`] | a problem trained on a backend or by the judge, and the comparison of two such runs |
@@ -11,6 +13,8 @@
 //! [`Rule::all`](optimizers::Rule::all); it is written once, by [`on_every_backend!`], for all backends.
 #![forbid(unsafe_code)]
 
+pub mod engine;
+pub mod naive;
 pub mod problem;
 pub mod reference;
 pub mod run;
@@ -23,6 +27,7 @@ use std::sync::OnceLock;
 use optimizers::Backend;
 use optimizers::{IntoBackend, Result, core};
 
+pub use naive::Naive;
 pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
 pub use run::{Bound, Run, compare};
 

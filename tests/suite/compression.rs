@@ -2,8 +2,9 @@
 
 use half::f16;
 use optim_tests::{Problem, Random, Setup, on_every_backend};
-use optimizers::core::backend::Plan;
+use optimizers::core::backend::{Part, Plan, Tensor};
 use optimizers::core::compressed;
+use optimizers::core::format::{Master, StateDType};
 use optimizers::core::rule::{At, CustomRule, Slot, StepScalars, UpdateRule};
 use optimizers::{AdaFactor, Builder, DType, Error, IntoBackend, Optimizer, Parameter, Rate, Result, Rule};
 
@@ -165,24 +166,36 @@ on_every_backend! {
         }
     }
 
-    /// What is written is rounded and read again, also of an odd length and beside others.
+    /// What is written is read again, bit for bit, also of an odd length, beside others, and in part.
     fn slots_are_read_as_written(target) {
-        let parameters = [[3, 5], [1, 1], [0, 4], [2, 129]].map(|shape| Parameter::new(format!("{shape:?}"), shape));
-        let rule = Rule::from(rule(true));
-        let mut engine = target.into_backend().unwrap().engine(&Plan { rule: &rule, parameters: &parameters }).unwrap();
-        let (nearest, mut random) = (Nearest::new(), Random::new(4));
+        let tensors = [[3, 5], [1, 1], [0, 4], [2, 129]].map(|shape| Tensor {
+            parameter: Parameter::new(format!("{shape:?}"), shape),
+            group: 0,
+            rule: 0,
+            master: Master::F32,
+            state: StateDType::F32,
+            ema: false,
+            key: 0,
+        });
+        let rules = [Rule::from(rule(true))];
+        let plan = Plan { rules: &rules, tensors: &tensors, groups: 1 };
+        let mut engine = target.into_backend().unwrap().engine(&plan).unwrap();
+        let mut random = Random::new(4);
         let mut written = Vec::new();
-        for (index, parameter) in parameters.iter().enumerate() {
-            for (nth, slot) in rule.spec().slots().iter().enumerate() {
-                let values: Vec<f32> = (0..slot.shape.len(parameter.shape())).map(|_| random.wide().abs()).collect();
-                engine.write_slot(index, nth, &values).unwrap();
-                let rounded = |&x: &f32| f16::from_bits(nearest.bits(x.into())).to_f32();
-                let kept = if slot.dtype == DType::F16 { values.iter().map(rounded).collect() } else { values };
-                written.push((index, nth, kept));
+        for (index, tensor) in tensors.iter().enumerate() {
+            for (nth, slot) in rules[0].spec().slots().iter().enumerate() {
+                let len = slot.shape.len(tensor.parameter.shape());
+                let bytes: Vec<u8> = (0..len * slot.dtype.size()).map(|_| random.bits().to_le_bytes()[0]).collect();
+                engine.write(index, Part::Slot(nth), 0, &bytes).unwrap();
+                written.push((index, nth, slot.dtype.size(), bytes));
             }
         }
-        for (index, nth, kept) in written {
-            assert_eq!(engine.read_slot(index, nth).unwrap(), kept, "slot {nth} of {}", parameters[index].name());
+        for (index, nth, size, bytes) in written {
+            for first in [0, bytes.len() / size / 2] {
+                let mut read = vec![0; bytes.len() - first * size];
+                engine.read(index, Part::Slot(nth), first, &mut read).unwrap();
+                assert_eq!(read, bytes[first * size..], "slot {nth} of {}", tensors[index].parameter.name());
+            }
         }
     }
 

@@ -8,6 +8,8 @@ mod behaviours;
 mod compression;
 // Lists of rates against MindSpore's.
 mod dynamic_lr;
+// Engines driven directly, against the naive one.
+mod engine;
 // Every refusal: a typed error that names what is wrong, and nothing changed.
 mod errors;
 // Numbers in 16 and 8 bits, stochastic rounding, random bits.

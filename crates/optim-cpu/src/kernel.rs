@@ -1,11 +1,11 @@
 //! How a rule's `update`, which sees one element, becomes a loop over slices that is compiled for several instruction sets.
 
 use std::fmt;
-use std::sync::Arc;
 
 use multiversion::{multiversion, target::match_target};
+use optim_core::Rule;
 pub(crate) use optim_core::rule::MAX_SLOTS;
-use optim_core::rule::{CustomRule, StepScalars};
+use optim_core::rule::StepScalars;
 
 use crate::reduce::{Columns, Sums};
 
@@ -23,28 +23,41 @@ pub(crate) type Measure = fn(&StepScalars, &[f32], &[f32], Slots<'_>, &mut Colum
 pub(crate) type Finish = fn(&mut StepScalars, Sums);
 
 /// All that a rule brings to this backend.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(crate) update: Update,
     pub(crate) norms: Option<(Measure, Finish)>,
 }
 
-/// A rule's update: built in, or the user's own.
-#[derive(Clone)]
+/// A rule's update.
+#[derive(Clone, Copy)]
 pub(crate) enum Update {
+    /// Element by element.
     BuiltIn(Kernel),
-    Custom(Arc<dyn CustomRule>),
+    /// The user's own, element by element.
+    Custom,
+    /// With second moments by row and column.
+    Factored,
 }
 
 impl Update {
-    pub(crate) fn run(&self, scalars: &StepScalars, p: &mut [f32], g: &[f32], mut slots: Slots<'_>) {
-        match self {
-            Self::BuiltIn(kernel) => kernel(scalars, p, g, slots),
-            Self::Custom(rule) => {
+    /// Updates a stretch; `rule` as it is at this step.
+    pub(crate) fn run(self, rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], mut slots: Slots<'_>) {
+        match (self, rule.kernel()) {
+            (Self::BuiltIn(kernel), _) => kernel(scalars, p, g, slots),
+            (_, Rule::Custom(rule)) => {
                 let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
                 rule.update(scalars, p, g, &mut slots[..used]);
             }
+            (Self::Custom | Self::Factored, _) => unreachable!("a factored rule has a walk of its own"),
         }
+    }
+}
+
+impl Kernels {
+    /// Whether it sums over parameters.
+    pub(crate) fn has_sums(&self) -> bool {
+        self.norms.is_some() || matches!(self.update, Update::Factored)
     }
 }
 

@@ -10,39 +10,43 @@
 //! | `rules` | one kernel a rule, the twin of the WGSL file of the same name |
 //! | `kernel` | how a kernel becomes a loop over slices, compiled for several instruction sets |
 //! | `math` | functions that rules need and no processor has |
+//! | `engine` | one optimizer's state, and the walks of an update |
+//! | `drive` | a step's memory, cut into equal tasks |
+//! | `walk` | the update of a piece of memory, block by block where something has to be converted or shaped |
+//! | `storage` | numbers of fewer than 32 bits, read and stored |
 //! | `shape` | what happens to a gradient before the rule sees it |
+//! | `units` | the numbers of each row: adaptive clipping and centralization |
+//! | `guard` | what is measured of a gradient |
 //! | `reduce` | sums over a parameter, in one fixed order |
 //! | `rows` | row-sparse gradients |
-//! | `drive` | the only rayon: the step's memory, cut into equal tasks |
-//! | `arena` | the slots |
-//! | `factored` | the engine of rules that keep second moments by row and column |
+//! | `factored` | the walks of rules that keep second moments by row and column |
+//! | `form` | how a parameter and its state are kept |
+//! | `arena` | the state's memory |
 #![forbid(unsafe_code)]
 
 mod arena;
 mod drive;
+mod engine;
 mod factored;
+mod form;
+mod guard;
 mod kernel;
 mod math;
 mod reduce;
 mod rows;
 mod rules;
 mod shape;
+mod storage;
+mod units;
+mod walk;
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use optim_core::backend::{Plan, Record, Update, wrong_memory};
-use optim_core::rule::{Passes, Sparse};
-use optim_core::{Backend, Engine, Error, Grad, ParamMut, Result, Values};
+use optim_core::backend::Plan;
+use optim_core::{Backend, Engine, Error, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::arena::Arena;
-use crate::drive::{Cut, Layout, Piece, Pieces};
-use crate::factored::FactoredEngine;
-use crate::kernel::{Kernels, Slots};
-use crate::reduce::{Columns, Sums};
-use crate::rows::Rows;
-use crate::rules::lars;
+use crate::engine::CpuEngine;
 
 /// Where updates run on the host's processor.
 ///
@@ -112,185 +116,6 @@ impl Backend for CpuBackend {
     }
 
     fn engine(&self, plan: &Plan<'_>) -> Result<Box<dyn Engine>> {
-        if plan.rule.spec().passes() == Passes::Factored {
-            return Ok(Box::new(FactoredEngine::new(plan, self.pool.clone())));
-        }
-        let lens: Vec<usize> = plan.parameters.iter().map(|p| p.len()).collect();
-        let layout = Layout::new(&lens);
-        let spec = plan.rule.spec();
-        let slots = spec.slots();
-        let kernels = rules::kernels(plan.rule);
-        let sums = if spec.has_trust() || kernels.norms.is_some() { layout.slices[lens.len()] } else { 0 };
-        Ok(Box::new(CpuEngine {
-            arenas: slots.iter().map(|slot| Arena::new(layout.starts[lens.len()], slot.init)).collect::<Result<_>>()?,
-            cuts: drive::cuts(&lens, self.threads()),
-            names: plan.parameters.iter().map(|p| p.name().to_owned()).collect(),
-            pool: self.pool.clone(),
-            records: Vec::new(),
-            row_grads: Vec::new(),
-            row_starts: vec![0; lens.len() + 1],
-            sums: vec![Sums::default(); sums],
-            kernels,
-            layout,
-            lens,
-        }))
+        Ok(Box::new(CpuEngine::new(plan, self.pool.clone(), self.threads())?))
     }
-}
-
-/// One optimizer's slots, and the plan by which its memory is cut into tasks.
-#[derive(Debug)]
-struct CpuEngine {
-    kernels: Kernels,
-    arenas: Vec<Arena>,
-    layout: Layout,
-    lens: Vec<usize>,
-    cuts: Vec<Cut>,
-    names: Vec<String>,
-    pool: Option<Arc<ThreadPool>>,
-    // Of the current update.
-    records: Vec<Record>,
-    sums: Vec<Sums>,
-    /// The shaped gradients of listed rows, and where each parameter's begin.
-    row_grads: Vec<f32>,
-    row_starts: Vec<usize>,
-}
-
-/// The gradient of a piece.
-enum Gradient<'a> {
-    /// Of each of its elements.
-    Dense(&'a [f32]),
-    /// Of some rows of the whole parameter.
-    Rows(Rows<'a>),
-}
-
-impl CpuEngine {
-    /// Where a parameter's state lies in an arena.
-    fn range(&self, parameter: usize) -> Range<usize> {
-        let start = self.layout.starts[parameter];
-        start..start + self.lens[parameter]
-    }
-
-    /// Walks over all parameters that have a gradient: `work(record, piece, g)`.
-    fn walk(
-        &mut self,
-        update: &Update<'_>,
-        params: &mut [ParamMut<'_>],
-        grads: &[Grad<'_>],
-        work: impl Fn(&Kernels, &Record, Piece<'_>, Gradient<'_>) + Send + Sync,
-    ) {
-        let Self { kernels, arenas, layout, cuts, pool, records, sums, row_grads, row_starts, .. } = self;
-        let (kernels, records, cuts, rows) = (&*kernels, &**records, &**cuts, update.rows);
-        let (row_grads, row_starts) = (&**row_grads, &**row_starts);
-        let pieces = Pieces::new(params, arenas, sums);
-        let run = move || {
-            drive::run(cuts, layout, pieces, &|piece: Piece<'_>| {
-                let gradient = match grads[piece.param] {
-                    Grad::F32(g) => Gradient::Dense(&g[piece.element..piece.element + piece.p.len()]),
-                    Grad::Rows(..) => {
-                        let range = row_starts[piece.param]..row_starts[piece.param + 1];
-                        Gradient::Rows(Rows { rows: &rows[piece.param].rows, grads: &row_grads[range] })
-                    }
-                    _ => return,
-                };
-                work(kernels, &records[update.record_of[piece.param] as usize], piece, gradient);
-            });
-        };
-        match pool {
-            Some(pool) if !cuts.is_empty() => pool.install(run),
-            _ => run(),
-        }
-    }
-
-    /// Sums and shapes the rows of the row-sparse gradients.
-    fn sum_rows(&mut self, update: &Update<'_>, params: &[ParamMut<'_>], grads: &[Grad<'_>]) {
-        self.row_grads.clear();
-        for (index, (param, grad)) in params.iter().zip(grads).enumerate() {
-            self.row_starts[index] = self.row_grads.len();
-            if let (ParamMut::F32(p), Grad::Rows(indices, Values::F32(values))) = (param, grad) {
-                let record = &self.records[update.record_of[index] as usize];
-                let width = values.len() / indices.len().max(1);
-                rows::sum(&record.shaping, &update.rows[index], values, p, width, &mut self.row_grads);
-            }
-        }
-        self.row_starts[params.len()] = self.row_grads.len();
-    }
-
-    /// The sums of a parameter's slices.
-    fn total(&self, parameter: usize) -> Sums {
-        let slices = &self.layout.slices;
-        reduce::total(&self.sums[slices[parameter]..slices[parameter + 1]])
-    }
-}
-
-impl Engine for CpuEngine {
-    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
-        check_host(self.names.iter().map(String::as_str), params, grads)?;
-        self.records.clear();
-        self.records.extend_from_slice(update.records);
-
-        self.sum_rows(update, params, grads);
-
-        if update.records.iter().any(|record| record.trust.is_some()) {
-            self.walk(update, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
-                let Gradient::Dense(g) = g else { return };
-                if record.trust.is_some() {
-                    shape::summed(&record.shaping, p, g, slots, sums, |p, g, _, columns| lars::measure(p, g, columns));
-                }
-            });
-            for parameter in 0..self.lens.len() {
-                let sums = self.total(parameter);
-                let record = &mut self.records[update.record_of[parameter] as usize];
-                if record.trust.is_some() {
-                    lars::finish(&record.trust, &mut record.shaping, sums);
-                }
-            }
-        }
-        if let Some((measure, finish)) = self.kernels.norms {
-            self.walk(update, params, grads, |_, record, Piece { p, slots, sums, .. }, g| {
-                let Gradient::Dense(g) = g else { return };
-                let measure = |p: &[f32], g: &[f32], slots: Slots<'_>, columns: &mut Columns| {
-                    measure(&record.scalars, p, g, slots, columns);
-                };
-                shape::summed(&record.shaping, p, g, slots, sums, measure);
-            });
-            for parameter in 0..self.lens.len() {
-                let sums = self.total(parameter);
-                finish(&mut self.records[update.record_of[parameter] as usize].scalars, sums);
-            }
-        }
-        let sparse = update.sparse;
-        self.walk(update, params, grads, |kernels, record, piece, gradient| {
-            let kernel = |p: &mut [f32], g: &[f32], slots: Slots<'_>| kernels.update.run(&record.scalars, p, g, slots);
-            match gradient {
-                Gradient::Dense(g) => shape::shaped(&record.shaping, piece.p, g, piece.slots, kernel),
-                Gradient::Rows(rows) if sparse == Sparse::AllRows => rows.update_all(piece, kernel),
-                Gradient::Rows(rows) => rows.update_listed(piece, kernel),
-            }
-        });
-        Ok(())
-    }
-
-    fn read_slot(&self, parameter: usize, slot: usize) -> Result<Vec<f32>> {
-        Ok(self.arenas[slot].all()[self.range(parameter)].to_vec())
-    }
-
-    fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()> {
-        let range = self.range(parameter);
-        self.arenas[slot].all_mut()[range].copy_from_slice(values);
-        Ok(())
-    }
-}
-
-/// An error that names the first memory which is not on the host.
-fn check_host<'a>(names: impl Iterator<Item = &'a str>, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
-    for ((name, param), grad) in names.zip(params).zip(grads) {
-        let on_device = [
-            ("parameter", matches!(param, ParamMut::Device(_))),
-            ("gradient", matches!(grad, Grad::Device(_) | Grad::Rows(_, Values::Device(_)))),
-        ];
-        if let Some((what, _)) = on_device.into_iter().find(|(_, on_device)| *on_device) {
-            return Err(wrong_memory(what, name, "memory on the host", "memory on a device"));
-        }
-    }
-    Ok(())
 }

@@ -10,6 +10,8 @@
 //!
 //! Terms are squares, so no sum is −0 and adding an absent element's 0 changes nothing: it is left out.
 
+use std::ops::Range;
+
 use optim_core::rule::MAX_TERMS;
 
 /// The elements of a row.
@@ -32,8 +34,23 @@ pub(crate) fn slices(len: usize) -> usize {
     len.div_ceil(SLICE)
 }
 
+/// Sums the terms of a run of slices: `add` adds those of a row, which these elements are, to the running sums.
+pub(crate) fn summed(len: usize, sums: &mut [Sums], mut add: impl FnMut(Range<usize>, &mut Columns)) {
+    let mut columns = [[0.0; ROW]; MAX_TERMS];
+    for (slice, sums) in sums.iter_mut().enumerate() {
+        let end = len.min((slice + 1) * SLICE);
+        let used = ROW.min(end - slice * SLICE);
+        // A lane adds up four columns.
+        columns.iter_mut().for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
+        for start in (slice * SLICE..end).step_by(ROW) {
+            add(start..end.min(start + ROW), &mut columns);
+        }
+        *sums = fold(&columns, used);
+    }
+}
+
 /// The sums of a slice whose columns from `used` on are 0.
-pub(crate) fn fold(columns: &Columns, used: usize) -> Sums {
+fn fold(columns: &Columns, used: usize) -> Sums {
     columns.each_ref().map(|columns| {
         let mut lanes = [0.0; LANES];
         let used = used.div_ceil(4);
@@ -77,4 +94,10 @@ pub(crate) fn tree(lanes: &mut [f32; LANES], used: usize) -> f32 {
         stride /= 2;
     }
     lanes[0]
+}
+
+/// A number of elements as a divisor.
+#[allow(clippy::cast_precision_loss, reason = "the GPU rounds it alike")]
+pub(crate) fn count(elements: usize) -> f32 {
+    elements as f32
 }

@@ -1,77 +1,110 @@
-//! What happens to a gradient before the rule sees it: unscale, then L2 decay. The twin of `shape` in the shaders' prelude.
+//! What happens to a gradient before the rule sees it. The equations: [`Shaping`]. The twin of `shape` in the shaders' prelude.
 
 use multiversion::multiversion;
-use optim_core::backend::Shaping;
-use optim_core::rule::MAX_TERMS;
+use optim_core::backend::{Record, Shaping};
 
-use crate::kernel::{MAX_SLOTS, Slots};
-use crate::reduce::{self, Columns, ROW, SLICE, Sums};
+use crate::units::Row;
 
-/// Elements that are shaped at a time. They stay in the first-level cache until the kernel reads them.
-pub(crate) const BLOCK: usize = 1024;
-
-/// Calls `kernel(p, shaped g, slots)`: once over everything if there is nothing to shape, else block by block.
-pub(crate) fn shaped(
-    shaping: &Shaping,
-    p: &mut [f32],
-    g: &[f32],
-    mut slots: Slots<'_>,
-    kernel: impl Fn(&mut [f32], &[f32], Slots<'_>),
-) {
-    if *shaping == Shaping::NONE {
-        return kernel(p, &g[..p.len()], slots);
-    }
-    let mut block = [0.0; BLOCK];
-    for start in (0..p.len()).step_by(BLOCK) {
-        let range = start..p.len().min(start + BLOCK);
-        let block = &mut block[..range.len()];
-        block.copy_from_slice(&g[range.clone()]);
-        shape(shaping, block, &p[range.clone()]);
-        let slots: [_; MAX_SLOTS] = slots.each_mut().map(|slot| slot.get_mut(range.clone()).unwrap_or_default());
-        kernel(&mut p[range], block, slots);
-    }
+/// The shaping of one parameter's gradient.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape<'a> {
+    shaping: Shaping,
+    /// Whether rows are clipped by units.
+    units: bool,
+    /// For each of the parameter's rows, if something is done row by row.
+    rows: &'a [Row],
+    /// The elements of a row.
+    width: usize,
 }
 
-/// Sums the terms of a run of slices: `measure` adds a row's terms to the running sums.
-pub(crate) fn summed(
-    shaping: &Shaping,
-    p: &[f32],
-    g: &[f32],
-    mut slots: Slots<'_>,
-    sums: &mut [Sums],
-    measure: impl Fn(&[f32], &[f32], Slots<'_>, &mut Columns),
-) {
-    let mut row = [0.0; ROW];
-    let mut columns = [[0.0; ROW]; MAX_TERMS];
-    for (slice, sums) in sums.iter_mut().enumerate() {
-        let end = p.len().min((slice + 1) * SLICE);
-        let used = ROW.min(end - slice * SLICE);
-        // A lane adds up four columns.
-        columns.iter_mut().for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
-        for start in (slice * SLICE..end).step_by(ROW) {
-            let range = start..end.min(start + ROW);
-            let row = &mut row[..range.len()];
-            row.copy_from_slice(&g[range.clone()]);
-            shape(shaping, row, &p[range.clone()]);
-            let slots: [_; MAX_SLOTS] = slots.each_mut().map(|slot| slot.get_mut(range.clone()).unwrap_or_default());
-            measure(&p[range], row, slots, &mut columns);
+impl<'a> Shape<'a> {
+    /// The gradient as it is.
+    pub(crate) const NONE: Self = Self { shaping: Shaping::NONE, units: false, rows: &[], width: 0 };
+
+    pub(crate) fn new(record: &Record, rows: &'a [Row], width: usize) -> Self {
+        Self { shaping: record.shaping, units: record.stages.units > 0.0, rows, width }
+    }
+
+    /// Without what is done row by row, and without decay: what the rows' numbers are made of.
+    pub(crate) fn before_rows(record: &Record) -> Self {
+        let shaping = Shaping { weight_decay: 0.0, flags: 0, ..record.shaping };
+        Self { shaping, ..Self::NONE }
+    }
+
+    /// Whether the gradient stays as it is.
+    pub(crate) fn is_none(&self) -> bool {
+        self.shaping == Shaping::NONE && !self.units
+    }
+
+    /// Shapes the gradient of the elements from the `first` of the parameter on. Each term only where it does something:
+    /// multiplying by 1 and adding 0 would change the bits of NaNs and of −0.
+    pub(crate) fn apply(&self, first: usize, g: &mut [f32], p: &[f32]) {
+        let Shaping { factor, weight_decay, limit, flags } = self.shaping;
+        if factor != 1.0 {
+            scale(factor, g);
         }
-        *sums = reduce::fold(&columns, used);
+        if limit != 0.0 {
+            bound(limit, g);
+        }
+        if self.units {
+            self.each_row(first, g, |row, g| scale(row.factor, g));
+        }
+        if weight_decay != 0.0 {
+            decay(weight_decay, g, p);
+        }
+        if flags & Shaping::CENTRALIZE != 0 {
+            self.each_row(first, g, |row, g| subtract(row.mean, g));
+        }
+    }
+
+    /// Calls `work` for each stretch that lies in one row.
+    fn each_row(&self, first: usize, mut g: &mut [f32], work: impl Fn(&Row, &mut [f32])) {
+        let mut at = first;
+        while !g.is_empty() {
+            let (row, column) = (at / self.width, at % self.width);
+            let (stretch, rest) = g.split_at_mut(g.len().min(self.width - column));
+            work(&self.rows[row], stretch);
+            at += stretch.len();
+            g = rest;
+        }
     }
 }
 
-/// `g ← factor · g + weight_decay · p`, each term only where it does something: multiplying by 1 and adding 0 would change the
-/// bits of NaNs and of −0.
+/// `g ← factor · g`
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn shape(s: &Shaping, g: &mut [f32], p: &[f32]) {
-    if s.factor != 1.0 {
-        for g in g.iter_mut() {
-            *g *= s.factor;
-        }
+fn scale(factor: f32, g: &mut [f32]) {
+    for g in g {
+        *g *= factor;
     }
-    if s.weight_decay != 0.0 {
-        for (g, &p) in g.iter_mut().zip(p) {
-            *g += s.weight_decay * p;
+}
+
+/// `g ← min(max(g, −limit), limit)`
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn bound(limit: f32, g: &mut [f32]) {
+    for g in g {
+        let mut x = *g;
+        if x > limit {
+            x = limit;
         }
+        if x < -limit {
+            x = -limit;
+        }
+        *g = x;
+    }
+}
+
+/// `g ← g + weight_decay · p`
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn decay(weight_decay: f32, g: &mut [f32], p: &[f32]) {
+    for (g, &p) in g.iter_mut().zip(p) {
+        *g += weight_decay * p;
+    }
+}
+
+/// `g ← g − mean`
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn subtract(mean: f32, g: &mut [f32]) {
+    for g in g {
+        *g -= mean;
     }
 }

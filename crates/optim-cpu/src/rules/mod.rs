@@ -22,8 +22,6 @@ mod rms_prop;
 mod rprop;
 mod sgd;
 
-use std::sync::Arc;
-
 use optim_core::Rule;
 
 use crate::kernel::{Kernel, Kernels, Update};
@@ -59,8 +57,8 @@ pub(crate) fn kernels(rule: &Rule) -> Kernels {
         Rule::Asgd(_) => elementwise(asgd::kernel),
         Rule::Rprop(_) => elementwise(rprop::kernel),
         Rule::Lamb(_) => Kernels { norms: Some((lamb::measure, lamb::finished)), ..elementwise(lamb::kernel) },
-        Rule::AdaFactor(_) => unreachable!("it has an engine of its own"),
+        Rule::AdaFactor(_) => Kernels { update: Update::Factored, norms: None },
         Rule::Lars(config) => kernels(&config.inner),
-        Rule::Custom(rule) => Kernels { update: Update::Custom(Arc::clone(rule)), norms: None },
+        Rule::Custom(_) => Kernels { update: Update::Custom, norms: None },
     }
 }

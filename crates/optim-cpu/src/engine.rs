@@ -1,0 +1,597 @@
+//! One optimizer's state, and the walks of an update.
+
+use std::mem;
+use std::sync::Arc;
+
+use half::f16;
+use optim_core::backend::{Engine, FROZEN, Part, Plan, Progress, Record, SlotFormat, Update, wrong_memory};
+use optim_core::format;
+use optim_core::guard::{Control, Guard, Measured, Verdict, decide};
+use optim_core::{DType, Error, Grad, ParamMut, Result, Values, compressed};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+
+use crate::arena::{self, ACCUMULATED, Arena, EMA, KEPT, KINDS, Layout, MASTER, SLOTS, SUMS};
+use crate::drive::{self, Cut, Piece, Pieces};
+use crate::form::Form;
+use crate::kernel::{self, Kernels, Slots};
+use crate::reduce::{self, Columns, SLICE, Sums};
+use crate::rows::{self, Rows};
+use crate::rules::{self, lars};
+use crate::shape::Shape;
+use crate::storage::{self, floats, floats_mut, numbers_mut};
+use crate::units::{self, Row};
+use crate::walk::{self, BLOCK, Blocks, Gradient, Space, View, each_block, scaled};
+use crate::{factored, guard};
+
+/// One optimizer's state, and what an update works with.
+#[derive(Debug)]
+pub(crate) struct CpuEngine {
+    memory: Memory,
+    /// Of each rule.
+    kernels: Vec<Kernels>,
+    control: Control,
+    /// Whether averages are in the parameters' memory.
+    swapped: bool,
+    now: Now,
+    group_of: Vec<u32>,
+    measured: Vec<Measured>,
+    group_norms: Arc<[f32]>,
+}
+
+/// The state, and the plan by which memory is cut into tasks.
+#[derive(Debug)]
+struct Memory {
+    forms: Vec<Form>,
+    layout: Layout,
+    arenas: [Arena; KINDS],
+    cuts: Vec<Cut>,
+    pool: Option<Arc<ThreadPool>>,
+}
+
+/// What the current update is made of.
+#[derive(Debug)]
+struct Now {
+    records: Vec<Record>,
+    /// The gradients of listed rows, and where each parameter's begin.
+    row_grads: Vec<f32>,
+    row_starts: Vec<usize>,
+    /// The numbers of each row of each parameter, and where each parameter's begin. Made when they are first needed.
+    units: Vec<Row>,
+    unit_starts: Vec<usize>,
+}
+
+impl CpuEngine {
+    pub(crate) fn new(plan: &Plan<'_>, pool: Option<Arc<ThreadPool>>, threads: usize) -> Result<Self> {
+        let forms: Vec<Form> = plan.tensors.iter().map(|tensor| Form::new(plan, tensor)).collect();
+        let mut unit_starts = vec![0];
+        unit_starts.extend(forms.iter().scan(0, |end, form| {
+            *end += if form.len == 0 { 0 } else { form.tensor.rows().0 };
+            Some(*end)
+        }));
+        let row_starts = vec![0; forms.len() + 1];
+        Ok(Self {
+            kernels: plan.rules.iter().map(rules::kernels).collect(),
+            control: Control::default(),
+            swapped: false,
+            now: Now { records: Vec::new(), row_grads: Vec::new(), row_starts, units: Vec::new(), unit_starts },
+            group_of: plan.tensors.iter().map(|tensor| u32::try_from(tensor.group).unwrap_or(u32::MAX)).collect(),
+            measured: vec![Measured::default(); forms.len()],
+            group_norms: vec![0.0; plan.groups].into(),
+            memory: Memory::new(forms, pool, threads)?,
+        })
+    }
+
+    /// Makes the arrays that this update needs and that were not needed before.
+    fn prepare(&mut self, update: &Update<'_>, grads: &[Grad<'_>]) -> Result<()> {
+        let sums = update.guard.is_some()
+            || update.records.iter().any(|record| record.trust.is_some())
+            || self.kernels.iter().any(Kernels::has_sums);
+        if sums {
+            self.memory.make(SUMS)?;
+        }
+        if grads.iter().any(|grad| matches!(grad, Grad::Accumulated)) {
+            self.memory.make(ACCUMULATED)?;
+        }
+        let rows = self.now.unit_starts.last().copied().unwrap_or_default();
+        if update.records.iter().any(Record::needs_rows) && self.now.units.len() < rows {
+            self.now.units.resize(rows, Row { factor: 1.0, mean: 0.0 });
+        }
+        Ok(())
+    }
+
+    /// Measures all gradients and decides; completes the records.
+    fn decide(
+        &mut self,
+        guard: &Guard,
+        update: &Update<'_>,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) -> Verdict {
+        let Self { memory, now, measured, .. } = self;
+        let factor = guard.factor * (1.0 / self.control.scale);
+        memory.walk(now, update, params, grads, |_, _, _, gradient, piece, space| {
+            if let Gradient::Dense(..) = gradient {
+                guard::measure(&gradient, factor, piece.len, sums_mut(piece), space);
+            }
+        });
+        let mut space = Space::default();
+        for (param, (measured, grad)) in measured.iter_mut().zip(grads).enumerate() {
+            *measured = Measured::default();
+            if grad.is_none() || update.record_of[param] == FROZEN {
+                continue;
+            }
+            let sums = memory.sums_mut(param);
+            *measured = if let Grad::Rows(..) = grad {
+                let g = &now.row_grads[now.row_starts[param]..now.row_starts[param + 1]];
+                let sums = &mut sums[..reduce::slices(g.len())];
+                guard::measure(
+                    &Gradient::Dense(DType::F32, bytemuck::cast_slice(g)),
+                    factor,
+                    g.len(),
+                    sums,
+                    &mut space,
+                );
+                guard::total(sums)
+            } else {
+                guard::total(sums)
+            };
+        }
+        decide(guard, &mut self.control, measured, &self.group_of, &mut now.records, &mut self.group_norms)
+    }
+}
+
+impl Memory {
+    fn new(forms: Vec<Form>, pool: Option<Arc<ThreadPool>>, threads: usize) -> Result<Self> {
+        let (layout, cuts) = (Layout::new(&forms), drive::cuts(&forms, threads));
+        let mut memory = Self { forms, layout, cuts, pool, arenas: Default::default() };
+        let at_once = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
+        at_once.into_iter().try_for_each(|kind| memory.make(kind))?;
+        memory.fill();
+        Ok(memory)
+    }
+
+    /// Makes an array, unless it is there.
+    fn make(&mut self, kind: usize) -> Result<()> {
+        if self.arenas[kind].all().is_empty() {
+            self.arenas[kind] = Arena::new(self.layout.end(kind))?;
+        }
+        Ok(())
+    }
+
+    /// A parameter's bytes in an array.
+    fn bytes(&self, kind: usize, param: usize) -> &[u8] {
+        self.arenas[kind].all().get(self.layout.range(kind, param)).unwrap_or_default()
+    }
+
+    /// A parameter's bytes in an array.
+    fn bytes_mut(&mut self, kind: usize, param: usize) -> &mut [u8] {
+        self.arenas[kind].all_mut().get_mut(self.layout.range(kind, param)).unwrap_or_default()
+    }
+
+    /// The sums of a parameter's slices.
+    fn sums_mut(&mut self, param: usize) -> &mut [Sums] {
+        numbers_mut(self.bytes_mut(SUMS, param))
+    }
+
+    /// Fills the slots with their initial values.
+    fn fill(&mut self) {
+        for param in 0..self.forms.len() {
+            for nth in 0..self.forms[param].slots.len() {
+                let form = &self.forms[param];
+                let (init, format) = (form.slots[nth].init, form.tensor.slot_format(&form.slots[nth]));
+                if init.to_bits() == 0 {
+                    continue;
+                }
+                let bytes = self.bytes_mut(SLOTS + nth, param);
+                match format {
+                    SlotFormat::F32 => floats_mut(bytes).fill(init),
+                    SlotFormat::F16 => {
+                        let mut first = [f16::ZERO];
+                        compressed::encode(&[init], &mut first);
+                        numbers_mut(bytes).fill(first[0]);
+                    }
+                    SlotFormat::Bf16 => numbers_mut(bytes).fill(format::f32_to_bf16(init)),
+                    SlotFormat::Block8(code) => {
+                        let scale = format::scale_of(&[init]);
+                        bytes.fill(storage::encode(code, init, scale));
+                        floats_mut(self.bytes_mut(arena::kind(Part::Scales(nth)), param)).fill(scale);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Works on the memory of all parameters: `work(form, piece, space)`.
+    fn each_piece(&mut self, params: &mut [ParamMut<'_>], work: impl Fn(&Form, Piece<'_>, &mut Space) + Send + Sync) {
+        let Self { forms, layout, arenas, cuts, pool } = self;
+        let (forms, layout, cuts) = (&**forms, &*layout, &**cuts);
+        let pieces = Pieces::new(params, arenas);
+        in_pool(pool.as_deref().filter(|_| !cuts.is_empty()), move || {
+            drive::run(cuts, layout, pieces, &|piece: Piece<'_>, space: &mut Space| {
+                work(&forms[piece.param], piece, space);
+            });
+        });
+    }
+
+    /// Walks over all parameters that are updated: `work(form, record, shape, gradient, piece, space)`.
+    fn walk(
+        &mut self,
+        now: &Now,
+        update: &Update<'_>,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+        work: impl Fn(&Form, &Record, &Shape<'_>, Gradient<'_>, Piece<'_>, &mut Space) + Send + Sync,
+    ) {
+        self.each_piece(params, |form, mut piece, space| {
+            let param = piece.param;
+            let Some(record) = now.records.get(update.record_of[param] as usize) else { return };
+            let gradient = match &grads[param] {
+                Grad::Accumulated => Gradient::Dense(DType::F32, &*mem::take(&mut piece.arrays[ACCUMULATED])),
+                Grad::Rows(..) => {
+                    let grads = &now.row_grads[now.row_starts[param]..now.row_starts[param + 1]];
+                    Gradient::Rows(Rows { rows: &update.rows[param].rows, grads })
+                }
+                grad => {
+                    let Some((dtype, bytes)) = dense(grad) else { return };
+                    let range = scaled(&(piece.element..piece.element + piece.len), dtype.size());
+                    Gradient::Dense(dtype, &bytes[range])
+                }
+            };
+            work(form, record, &now.shape(record, form, param), gradient, piece, space);
+        });
+    }
+
+    /// Measures the rows of all parameters for which something is done row by row.
+    fn measure_rows(&self, now: &mut Now, update: &Update<'_>, params: &[ParamMut<'_>], grads: &[Grad<'_>]) {
+        let Now { records, units, unit_starts, .. } = now;
+        let work = |space: &mut Space, (index, unit): (usize, &mut Row)| {
+            let param = unit_starts.partition_point(|&start| start <= index) - 1;
+            let Some(record) = records.get(update.record_of[param] as usize) else { return };
+            let gradient = match &grads[param] {
+                Grad::Accumulated => Some((DType::F32, self.bytes(ACCUMULATED, param))),
+                grad => dense(grad),
+            };
+            if let Some((dtype, bytes)) = gradient.filter(|_| record.needs_rows()) {
+                let (form, master) = (&self.forms[param], self.bytes(MASTER, param));
+                let gradient = Gradient::Dense(dtype, bytes);
+                let view = View { form, element: 0, p: host(&params[param]), master, gradient };
+                let first = (index - unit_starts[param]) * form.width;
+                *unit = units::measure(&view, record, first..first + form.width, space.blocks());
+            }
+        };
+        if self.cuts.is_empty() {
+            let mut space = Space::default();
+            return units.iter_mut().enumerate().for_each(|unit| work(&mut space, unit));
+        }
+        in_pool(self.pool.as_deref(), || units.par_iter_mut().enumerate().for_each_init(Space::default, work));
+    }
+}
+
+impl Now {
+    /// How a parameter's gradient is shaped.
+    fn shape(&self, record: &Record, form: &Form, param: usize) -> Shape<'_> {
+        let rows = if record.needs_rows() { self.unit_starts[param]..self.unit_starts[param + 1] } else { 0..0 };
+        Shape::new(record, &self.units[rows], form.width)
+    }
+
+    /// Sums the rows of the row-sparse gradients.
+    fn sum_rows(&mut self, forms: &[Form], update: &Update<'_>, grads: &[Grad<'_>]) {
+        self.row_grads.clear();
+        for (param, (form, grad)) in forms.iter().zip(grads).enumerate() {
+            self.row_starts[param] = self.row_grads.len();
+            if let Some((dtype, bytes)) = listed(grad).filter(|_| update.record_of[param] != FROZEN) {
+                rows::sum(&update.rows[param], dtype, bytes, form.row(), &mut self.row_grads);
+            }
+        }
+        self.row_starts[forms.len()] = self.row_grads.len();
+    }
+
+    /// Shapes those sums.
+    fn shape_rows(&mut self, memory: &Memory, update: &Update<'_>, params: &[ParamMut<'_>]) {
+        if self.row_grads.is_empty() {
+            return;
+        }
+        let mut block = [0.0; BLOCK];
+        for (param, form) in memory.forms.iter().enumerate() {
+            let grads = self.row_starts[param]..self.row_starts[param + 1];
+            if grads.is_empty() {
+                continue;
+            }
+            let record = &self.records[update.record_of[param] as usize];
+            let (shape, width) = (Shape::new(record, &[], form.width), form.row());
+            for (&row, g) in update.rows[param].rows.iter().zip(self.row_grads[grads].chunks_mut(width)) {
+                let first = row as usize * width;
+                each_block(first..first + width, |range| {
+                    let p = walk::read(form, host(&params[param]), memory.bytes(MASTER, param), &range, &mut block);
+                    shape.apply(range.start, &mut g[range.start - first..range.end - first], p);
+                });
+            }
+        }
+    }
+}
+
+impl Engine for CpuEngine {
+    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
+        let forms = &self.memory.forms;
+        check_params(forms, params)?;
+        for ((form, grad), &record) in
+            forms.iter().zip(grads).zip(update.record_of).filter(|(_, record)| **record != FROZEN)
+        {
+            check_grad(form, grad)?;
+            let refuse = |with: &str| {
+                let what = format!("a row-sparse gradient ({:?}) with {with}", form.name());
+                Err(Error::Unsupported { what, backend: "cpu".into() })
+            };
+            if let Grad::Rows(..) = grad {
+                if form.in_blocks() {
+                    return refuse("8-bit state");
+                }
+                if update.records[record as usize].needs_rows() {
+                    return refuse("gradient centralization or adaptive clipping");
+                }
+            }
+        }
+        self.prepare(update, grads)?;
+        let used = update.guard.map_or(0..update.records.len(), |guard| {
+            let first = self.control.applied.wrapping_sub(guard.first) as usize * guard.records;
+            first..first + guard.records
+        });
+        self.now.records.clear();
+        self.now.records.extend_from_slice(&update.records[used]);
+        self.now.sum_rows(&self.memory.forms, update, grads);
+
+        let mut progress = Progress::Applied;
+        if let Some(guard) = update.guard {
+            let verdict = self.decide(guard, update, params, grads);
+            let skipped = verdict.skip.is_some();
+            progress = Progress::Decided(verdict);
+            if skipped {
+                return Ok(progress);
+            }
+        }
+
+        let Self { memory, now, kernels, .. } = self;
+        let updated = |param: usize| update.record_of[param] != FROZEN && !grads[param].is_none();
+        if now.records.iter().any(|record| record.trust.is_some()) {
+            memory.walk(now, update, params, grads, |form, record, _, gradient, piece, space| {
+                if record.trust.is_some() {
+                    let (shape, add) =
+                        (Shape::before_rows(record), |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| {
+                            lars::measure(p, g, sums)
+                        });
+                    measure(form, &shape, gradient, piece, space, add);
+                }
+            });
+            for param in (0..params.len()).filter(|&param| updated(param)) {
+                let record = &mut now.records[update.record_of[param] as usize];
+                if record.trust.is_some() {
+                    lars::finish(&record.trust, &mut record.shaping, reduce::total(memory.sums_mut(param)));
+                }
+            }
+        }
+        if now.records.iter().any(Record::needs_rows) {
+            memory.measure_rows(now, update, params, grads);
+        }
+        now.shape_rows(memory, update, params);
+        if kernels.iter().any(|kernels| kernels.norms.is_some()) {
+            memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
+                if let Some((add, _)) = kernels[form.tensor.rule].norms {
+                    let add = |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| {
+                        add(&record.scalars, p, g, slots, sums)
+                    };
+                    measure(form, shape, gradient, piece, space, add);
+                }
+            });
+            for param in (0..params.len()).filter(|&param| updated(param)) {
+                if let Some((_, finish)) = kernels[memory.forms[param].tensor.rule].norms {
+                    let sums = reduce::total(memory.sums_mut(param));
+                    finish(&mut now.records[update.record_of[param] as usize].scalars, sums);
+                }
+            }
+        }
+        memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
+            let rule = form.tensor.rule;
+            let kernel = kernels[rule].update;
+            if let kernel::Update::Factored = kernel {
+                return factored::update(form, record, shape, gradient, piece, space);
+            }
+            walk::update(form, record, shape, gradient, piece, space, |_, p, g, slots| {
+                kernel.run(&update.rules[rule], &record.scalars, p, g, slots);
+            });
+        });
+        Ok(progress)
+    }
+
+    fn control(&self) -> Result<Control> {
+        Ok(self.control)
+    }
+
+    fn set_control(&mut self, control: &Control) -> Result<()> {
+        self.control = *control;
+        Ok(())
+    }
+
+    fn seed(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>]) -> Result<()> {
+        check_params(&self.memory.forms, params)?;
+        self.memory.each_piece(params, |form, piece, space| {
+            if !seeds[piece.param] {
+                return;
+            }
+            let dtype = form.tensor.parameter.dtype();
+            let Piece { len, p, mut arrays, .. } = piece;
+            let [master, ema] = [MASTER, EMA].map(|kind| mem::take(&mut arrays[kind]));
+            if let Some(format::Master::Split) = form.master {
+                master.fill(0);
+            }
+            let block = &mut space.blocks().p;
+            each_block(0..len, |range| {
+                let block = &mut block[..range.len()];
+                storage::load(dtype, &p[scaled(&range, dtype.size())], block);
+                if let Some(format::Master::F32) = form.master {
+                    floats_mut(&mut master[scaled(&range, 4)]).copy_from_slice(block);
+                }
+                if form.tensor.ema {
+                    floats_mut(&mut ema[scaled(&range, 4)]).copy_from_slice(block);
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn accumulate(&mut self, weight: f32, fresh: &[bool], grads: &[Grad<'_>]) -> Result<()> {
+        for (form, grad) in self.memory.forms.iter().zip(grads) {
+            check_grad(form, grad)?;
+            if let Grad::Rows(..) = grad {
+                let what = format!("accumulating a row-sparse gradient ({:?})", form.name());
+                return Err(Error::Unsupported { what, backend: "cpu".into() });
+            }
+        }
+        self.memory.make(ACCUMULATED)?;
+        for (param, (grad, &fresh)) in grads.iter().zip(fresh).enumerate() {
+            let pool = self.memory.pool.clone();
+            let sum = floats_mut(self.memory.bytes_mut(ACCUMULATED, param));
+            let Some((dtype, g)) = dense(grad) else {
+                if fresh {
+                    sum.fill(0.0);
+                }
+                continue;
+            };
+            let add = |(sum, g): (&mut [f32], &[u8])| storage::accumulate(weight, fresh, dtype, g, sum);
+            if sum.len() <= SLICE {
+                add((sum, g));
+                continue;
+            }
+            in_pool(pool.as_deref(), || {
+                sum.par_chunks_mut(SLICE).zip(g.par_chunks(SLICE * dtype.size())).for_each(add);
+            });
+        }
+        Ok(())
+    }
+
+    fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()> {
+        check_params(&self.memory.forms, params)?;
+        if into == self.swapped {
+            let (what, expected) = match into {
+                true => ("the averages are in the parameters' memory", "bring the parameters back first"),
+                false => ("the parameters are in their memory", "put the averages there first"),
+            };
+            return Err(Error::State { what, expected });
+        }
+        self.memory.make(KEPT)?;
+        self.memory.each_piece(params, |form, piece, _| {
+            if !form.tensor.ema {
+                return;
+            }
+            let Piece { p, arrays, .. } = piece;
+            if into {
+                arrays[KEPT].copy_from_slice(p);
+                storage::store(form.tensor.parameter.dtype(), floats(arrays[EMA]), p);
+            } else {
+                p.copy_from_slice(arrays[KEPT]);
+            }
+        });
+        self.swapped = into;
+        if !into {
+            self.memory.arenas[KEPT] = Arena::default();
+        }
+        Ok(())
+    }
+
+    fn read(&self, parameter: usize, part: Part, first: usize, bytes: &mut [u8]) -> Result<()> {
+        let range = self.memory.forms[parameter].bytes(part, first, bytes.len())?;
+        bytes.copy_from_slice(&self.memory.bytes(arena::kind(part), parameter)[range]);
+        Ok(())
+    }
+
+    fn write(&mut self, parameter: usize, part: Part, first: usize, bytes: &[u8]) -> Result<()> {
+        let range = self.memory.forms[parameter].bytes(part, first, bytes.len())?;
+        self.memory.bytes_mut(arena::kind(part), parameter)[range].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Sums the terms of a piece: `add(p, shaped g, slots, running sums)` those of a row.
+fn measure(
+    form: &Form,
+    shape: &Shape<'_>,
+    gradient: Gradient<'_>,
+    piece: Piece<'_>,
+    space: &mut Space,
+    add: impl Fn(&[f32], &[f32], Slots<'_>, &mut Columns),
+) {
+    let Piece { element, len, p, mut arrays, .. } = piece;
+    let sums = numbers_mut(mem::take(&mut arrays[SUMS]));
+    let (slots, others) = arrays.split_at_mut(MASTER);
+    let view = View { form, element, p, master: others[0], gradient };
+    let Blocks { p: p_block, g: g_block, slots: blocks } = space.blocks();
+    reduce::summed(len, sums, |range, columns| {
+        let (p, g) = view.read(shape, range.clone(), p_block, g_block);
+        add(p, g, walk::open(form, slots, &range, blocks), columns);
+    });
+}
+
+/// The sums of a piece's slices.
+fn sums_mut(piece: Piece<'_>) -> &mut [Sums] {
+    let [.., sums, _] = piece.arrays;
+    numbers_mut(sums)
+}
+
+/// Runs something in a pool, or here.
+fn in_pool(pool: Option<&ThreadPool>, run: impl FnOnce() + Send) {
+    match pool {
+        Some(pool) => pool.install(run),
+        None => run(),
+    }
+}
+
+/// A parameter's memory; it has been checked that it is on the host.
+fn host<'p>(param: &'p ParamMut<'_>) -> &'p [u8] {
+    match param {
+        ParamMut::F32(slice) => bytemuck::cast_slice(slice),
+        ParamMut::F16(slice) => bytemuck::cast_slice(slice),
+        ParamMut::Bf16(slice) => bytemuck::cast_slice(slice),
+        _ => unreachable!("the engine takes memory on the host only, and checks"),
+    }
+}
+
+/// The memory of a gradient that has a value for each element.
+fn dense<'g>(grad: &Grad<'g>) -> Option<(DType, &'g [u8])> {
+    match *grad {
+        Grad::F32(g) => Some((DType::F32, bytemuck::cast_slice(g))),
+        Grad::F16(g) => Some((DType::F16, bytemuck::cast_slice(g))),
+        Grad::Bf16(g) => Some((DType::Bf16, bytemuck::cast_slice(g))),
+        _ => None,
+    }
+}
+
+/// The values of a row-sparse gradient.
+fn listed<'g>(grad: &Grad<'g>) -> Option<(DType, &'g [u8])> {
+    match *grad {
+        Grad::Rows(_, Values::F32(g)) => dense(&Grad::F32(g)),
+        Grad::Rows(_, Values::F16(g)) => dense(&Grad::F16(g)),
+        Grad::Rows(_, Values::Bf16(g)) => dense(&Grad::Bf16(g)),
+        _ => None,
+    }
+}
+
+/// An error that names the first parameter whose memory is not on the host.
+fn check_params(forms: &[Form], params: &[ParamMut<'_>]) -> Result<()> {
+    match forms.iter().zip(params).find(|(_, param)| matches!(param, ParamMut::Device(_))) {
+        Some((form, _)) => Err(on_device("parameter", form)),
+        None => Ok(()),
+    }
+}
+
+/// An error if the gradient's memory is not on the host.
+fn check_grad(form: &Form, grad: &Grad<'_>) -> Result<()> {
+    match grad {
+        Grad::Device(_) | Grad::Rows(_, Values::Device(_)) => Err(on_device("gradient", form)),
+        _ => Ok(()),
+    }
+}
+
+/// The error for memory on a device.
+fn on_device(what: &'static str, form: &Form) -> Error {
+    wrong_memory(what, form.name(), "memory on the host", "memory on a device")
+}

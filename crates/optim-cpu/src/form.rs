@@ -1,0 +1,102 @@
+//! How one parameter and its state are kept, and with which kernel it is updated.
+
+use std::ops::Range;
+
+use optim_core::backend::{Part, Plan, SlotFormat, Tensor};
+use optim_core::format::Master;
+use optim_core::rule::{MAX_SLOTS, Passes, Slot, SlotShape, Sparse};
+use optim_core::{Error, Result};
+
+/// All of a parameter that does not change from step to step.
+#[derive(Debug)]
+pub(crate) struct Form {
+    pub(crate) tensor: Tensor,
+    pub(crate) slots: Vec<Slot>,
+    /// The number of elements.
+    pub(crate) len: usize,
+    /// The elements of a row.
+    pub(crate) width: usize,
+    /// What stands behind a 16-bit parameter.
+    pub(crate) master: Option<Master>,
+    /// The formats of the slots that have an element for each of the parameter's.
+    pub(crate) formats: [Option<SlotFormat>; MAX_SLOTS],
+    /// Whether parameter and state are `f32` throughout, and updated element by element.
+    pub(crate) plain: bool,
+    /// Whether the rule's second moments are kept by row and column.
+    pub(crate) factored: bool,
+    /// What a row-sparse gradient does.
+    pub(crate) sparse: Sparse,
+}
+
+impl Form {
+    pub(crate) fn new(plan: &Plan<'_>, tensor: &Tensor) -> Self {
+        let spec = plan.rules[tensor.rule].spec();
+        let slots = spec.slots();
+        let mut formats = [None; MAX_SLOTS];
+        for (format, slot) in formats.iter_mut().zip(&slots).filter(|(_, slot)| slot.shape == SlotShape::Same) {
+            *format = Some(tensor.slot_format(slot));
+        }
+        let master = tensor.master();
+        Self {
+            slots,
+            len: tensor.parameter.len(),
+            width: tensor.rows().1,
+            plain: spec.passes() != Passes::Factored
+                && master.is_none()
+                && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
+            master,
+            formats,
+            factored: spec.passes() == Passes::Factored,
+            sparse: spec.sparse(),
+            tensor: tensor.clone(),
+        }
+    }
+
+    /// The parameter's name.
+    pub(crate) fn name(&self) -> &str {
+        self.tensor.parameter.name()
+    }
+
+    /// Whether a slot is kept in blocks.
+    pub(crate) fn in_blocks(&self) -> bool {
+        self.formats.iter().flatten().any(|format| matches!(format, SlotFormat::Block8(_)))
+    }
+
+    /// The number of matrices, and the rows and columns of one; no columns for a parameter of fewer than two axes.
+    pub(crate) fn matrices(&self) -> (usize, usize, usize) {
+        match self.tensor.parameter.shape() {
+            [rest @ .., rows, columns] => (rest.iter().product(), *rows, *columns),
+            _ => (0, 0, 0),
+        }
+    }
+
+    /// The numbers that a factored rule works with: sums over the columns of one block of rows, and of one matrix; and
+    /// `√(R / mean of R)` of every row.
+    pub(crate) fn scratch(&self) -> usize {
+        let (matrices, rows, columns) = self.matrices();
+        if self.factored { 2 * columns + matrices * rows } else { 0 }
+    }
+
+    /// The elements of a row of a row-sparse gradient.
+    pub(crate) fn row(&self) -> usize {
+        self.tensor.parameter.shape().iter().skip(1).product()
+    }
+
+    /// Where elements of an array lie within it, in bytes.
+    ///
+    /// # Errors
+    /// There is no such array, or it has fewer elements.
+    pub(crate) fn bytes(&self, part: Part, first: usize, bytes: usize) -> Result<Range<usize>> {
+        let arrays = self.tensor.arrays(&self.slots);
+        let found = arrays.iter().find(|(candidate, ..)| *candidate == part).and_then(|(_, element, len)| {
+            let start = first.checked_mul(element.size())?;
+            let end = start.checked_add(bytes)?;
+            (end <= len * element.size()).then_some(start..end)
+        });
+        found.ok_or_else(|| Error::Unknown {
+            what: "array",
+            name: format!("{part:?} of {} from element {first} on, {bytes} bytes", self.name()),
+            expected: format!("{arrays:?}"),
+        })
+    }
+}

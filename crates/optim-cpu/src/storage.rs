@@ -1,0 +1,167 @@
+//! Numbers of fewer than 32 bits, read and stored a stretch at a time. Every loop calls a function of
+//! [`format`](optim_core::format) for each element.
+
+use bytemuck::Pod;
+use multiversion::multiversion;
+use optim_core::DType;
+use optim_core::format::{self, BLOCK, Code8};
+
+use crate::walk;
+
+/// Bytes as the numbers that they are. In an arena and in the caller's memory they are aligned; an empty slice may not be.
+pub(crate) fn numbers<T: Pod>(bytes: &[u8]) -> &[T] {
+    if bytes.is_empty() { &[] } else { bytemuck::cast_slice(bytes) }
+}
+
+/// Bytes as the numbers that they are.
+pub(crate) fn numbers_mut<T: Pod>(bytes: &mut [u8]) -> &mut [T] {
+    if bytes.is_empty() { &mut [] } else { bytemuck::cast_slice_mut(bytes) }
+}
+
+/// Bytes as `f32`.
+pub(crate) fn floats(bytes: &[u8]) -> &[f32] {
+    numbers(bytes)
+}
+
+/// Bytes as `f32`.
+pub(crate) fn floats_mut(bytes: &mut [u8]) -> &mut [f32] {
+    numbers_mut(bytes)
+}
+
+/// Reads numbers.
+pub(crate) fn load(dtype: DType, bytes: &[u8], into: &mut [f32]) {
+    match dtype {
+        DType::F32 => into.copy_from_slice(floats(bytes)),
+        DType::F16 => load_f16(into, numbers(bytes)),
+        DType::Bf16 => load_bf16(into, numbers(bytes)),
+    }
+}
+
+/// Stores numbers, rounded to nearest.
+pub(crate) fn store(dtype: DType, values: &[f32], into: &mut [u8]) {
+    match dtype {
+        DType::F32 => floats_mut(into).copy_from_slice(values),
+        DType::F16 => store_f16(numbers_mut(into), values),
+        DType::Bf16 => store_bf16(numbers_mut(into), values),
+    }
+}
+
+/// Stores numbers, rounded stochastically, with the random bits of the elements from the `first` on.
+pub(crate) fn store_stochastic(dtype: DType, stream: u32, first: usize, values: &[f32], into: &mut [u8]) {
+    match dtype {
+        DType::F32 => floats_mut(into).copy_from_slice(values),
+        DType::F16 => stochastic_f16(numbers_mut(into), values, stream, low(first)),
+        DType::Bf16 => stochastic_bf16(numbers_mut(into), values, stream, low(first)),
+    }
+}
+
+/// Reads numbers that are split.
+pub(crate) fn load_split(upper: &[u8], lower: &[u8], into: &mut [f32]) {
+    join(into, numbers(upper), numbers(lower));
+}
+
+/// Stores numbers in two halves.
+pub(crate) fn store_split(values: &[f32], into_upper: &mut [u8], into_lower: &mut [u8]) {
+    upper(numbers_mut(into_upper), values);
+    lower(numbers_mut(into_lower), values);
+}
+
+/// Reads codes, from the beginning of a block on.
+pub(crate) fn load_codes(code: Code8, codes: &[u8], scales: &[u8], into: &mut [f32]) {
+    for ((into, codes), &scale) in into.chunks_mut(BLOCK).zip(codes.chunks(BLOCK)).zip(floats(scales)) {
+        match code {
+            Code8::Signed => decode_signed(into, codes, scale),
+            Code8::Positive => decode_positive(into, codes, scale),
+        }
+    }
+}
+
+/// Stores codes, from the beginning of a block on: that of the element `first`.
+pub(crate) fn store_codes(code: Code8, stream: u32, first: usize, values: &[f32], codes: &mut [u8], scales: &mut [u8]) {
+    let blocks = codes.chunks_mut(BLOCK).zip(values.chunks(BLOCK)).zip(floats_mut(scales));
+    for (start, ((codes, values), scale)) in (first..).step_by(BLOCK).zip(blocks) {
+        *scale = scale_of(values);
+        match code {
+            Code8::Signed => encode_signed(codes, values, *scale, stream, low(start)),
+            Code8::Positive => encode_positive(codes, values, *scale, stream, low(start)),
+        }
+    }
+}
+
+/// The code of a number, rounded to where the least random bits say.
+pub(crate) fn encode(code: Code8, x: f32, scale: f32) -> u8 {
+    match code {
+        Code8::Signed => format::encode_signed(x, scale, 0),
+        Code8::Positive => format::encode_positive(x, scale, 0),
+    }
+}
+
+/// `sum ← sum + weight · g`, of a sum that is 0 before if it is `fresh`.
+pub(crate) fn accumulate(weight: f32, fresh: bool, dtype: DType, g: &[u8], sum: &mut [f32]) {
+    let mut block = [0.0; walk::BLOCK];
+    walk::each_block(0..sum.len(), |range| {
+        let block = &mut block[..range.len()];
+        load(dtype, &g[walk::scaled(&range, dtype.size())], block);
+        if fresh {
+            set(&mut sum[range], block, weight);
+        } else {
+            add(&mut sum[range], block, weight);
+        }
+    });
+}
+
+/// The low 32 bits of an element's index: all that its random bits depend on.
+#[allow(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
+fn low(element: usize) -> u32 {
+    element as u32
+}
+
+/// Makes a loop over slices, which are separate arguments, compiled for several instruction sets. In the body stand an
+/// element's index and the elements themselves; the first slice is the one that is written.
+macro_rules! loops {
+    ($(fn $name:ident($i:pat, $into:ident: $target:ty, $($from:ident: $source:ty),* $(; $($arg:ident: $type:ty),*)?) $body:block)*) => {$(
+        #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+        fn $name($into: &mut [$target], $($from: &[$source]),* $(, $($arg: $type),*)?) {
+            let len = $into.len();
+            $(let $from = &$from[..len];)*
+            for i in 0..len {
+                let $i = low(i);
+                let $into = &mut $into[i];
+                $(let $from = $from[i];)*
+                $body
+            }
+        }
+    )*};
+}
+
+loops! {
+    fn load_f16(_, x: f32, bits: u16) { *x = format::f16_to_f32(bits); }
+    fn load_bf16(_, x: f32, bits: u16) { *x = format::bf16_to_f32(bits); }
+    fn set(_, sum: f32, g: f32; weight: f32) { *sum = weight * g; }
+    fn add(_, sum: f32, g: f32; weight: f32) { *sum += weight * g; }
+    fn join(_, x: f32, upper: u16, lower: u16) { *x = format::join(upper, lower); }
+    fn upper(_, bits: u16, x: f32) { *bits = format::split(x).0; }
+    fn lower(_, bits: u16, x: f32) { *bits = format::split(x).1; }
+    fn decode_signed(_, x: f32, code: u8; scale: f32) { *x = format::decode_signed(code, scale); }
+    fn decode_positive(_, x: f32, code: u8; scale: f32) { *x = format::decode_positive(code, scale); }
+    fn store_f16(_, bits: u16, x: f32) { *bits = format::f32_to_f16(x); }
+    fn store_bf16(_, bits: u16, x: f32) { *bits = format::f32_to_bf16(x); }
+    fn stochastic_f16(i, bits: u16, x: f32; stream: u32, first: u32) {
+        *bits = format::f32_to_f16_stochastic(x, format::random_at(stream, first.wrapping_add(i)));
+    }
+    fn stochastic_bf16(i, bits: u16, x: f32; stream: u32, first: u32) {
+        *bits = format::f32_to_bf16_stochastic(x, format::random_at(stream, first.wrapping_add(i)));
+    }
+    fn encode_signed(i, code: u8, x: f32; scale: f32, stream: u32, first: u32) {
+        *code = format::encode_signed(x, scale, format::random_at(stream, first.wrapping_add(i)));
+    }
+    fn encode_positive(i, code: u8, x: f32; scale: f32, stream: u32, first: u32) {
+        *code = format::encode_positive(x, scale, format::random_at(stream, first.wrapping_add(i)));
+    }
+}
+
+/// The scale of a block.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn scale_of(block: &[f32]) -> f32 {
+    format::scale_of(block)
+}

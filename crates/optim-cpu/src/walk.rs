@@ -1,0 +1,326 @@
+//! The walk over a piece of a parameter: what is kept in another format, or has to be shaped, goes through blocks of `f32` that
+//! stay in the first-level cache until the kernel has read them; what is not is used in place.
+
+use std::ops::Range;
+
+use multiversion::multiversion;
+use optim_core::backend::{Record, SlotFormat};
+use optim_core::format::{self, Master};
+use optim_core::rule::{MAX_SLOTS, Sparse};
+use optim_core::{DType, compressed};
+
+use crate::arena::{MASTER, SLOTS};
+use crate::drive::Piece;
+use crate::form::Form;
+use crate::kernel::Slots;
+use crate::rows::Rows;
+use crate::shape::Shape;
+use crate::storage::{self, floats, floats_mut, numbers_mut};
+
+/// Elements that are worked on at a time: whole blocks of 8-bit slots.
+pub(crate) const BLOCK: usize = 1024;
+
+/// The blocks of a task, made when they are first needed.
+#[derive(Default)]
+pub(crate) struct Space(Option<Blocks>);
+
+/// A block of each array.
+pub(crate) struct Blocks {
+    pub(crate) p: [f32; BLOCK],
+    pub(crate) g: [f32; BLOCK],
+    pub(crate) slots: [[f32; BLOCK]; MAX_SLOTS],
+}
+
+impl Space {
+    pub(crate) fn blocks(&mut self) -> &mut Blocks {
+        self.0.get_or_insert_with(|| Blocks { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS] })
+    }
+}
+
+/// The gradient of a piece.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Gradient<'a> {
+    /// Of each of its elements.
+    Dense(DType, &'a [u8]),
+    /// Of some rows of the whole parameter, shaped.
+    Rows(Rows<'a>),
+}
+
+impl<'a> Gradient<'a> {
+    /// The gradient of a range, if it is `f32` and stays as it is.
+    pub(crate) fn as_it_is(&self, shape: &Shape<'_>, range: &Range<usize>) -> Option<&'a [f32]> {
+        match self {
+            Self::Dense(DType::F32, g) if shape.is_none() => Some(floats(&g[scaled(range, 4)])),
+            _ => None,
+        }
+    }
+
+    /// The gradient of a range, shaped. `p`: the same range.
+    pub(crate) fn shaped<'b>(
+        &self,
+        shape: &Shape<'_>,
+        element: usize,
+        range: &Range<usize>,
+        p: &[f32],
+        block: &'b mut [f32; BLOCK],
+    ) -> &'b mut [f32] {
+        let block = &mut block[..range.len()];
+        let first = element + range.start;
+        match self {
+            Self::Dense(dtype, g) => {
+                storage::load(*dtype, &g[scaled(range, dtype.size())], block);
+                shape.apply(first, block, p);
+            }
+            Self::Rows(rows) => {
+                block.fill(0.0);
+                for (listed, g) in rows.stretches(first..first + block.len()) {
+                    block[listed].copy_from_slice(g);
+                }
+            }
+        }
+        block
+    }
+}
+
+/// What there is to read of a piece.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) form: &'a Form,
+    /// The first element, within the parameter.
+    pub(crate) element: usize,
+    pub(crate) p: &'a [u8],
+    pub(crate) master: &'a [u8],
+    pub(crate) gradient: Gradient<'a>,
+}
+
+impl View<'_> {
+    /// The parameter and the shaped gradient of a range.
+    pub(crate) fn read<'b>(
+        &'b self,
+        shape: &Shape<'_>,
+        range: Range<usize>,
+        p_block: &'b mut [f32; BLOCK],
+        g_block: &'b mut [f32; BLOCK],
+    ) -> (&'b [f32], &'b mut [f32]) {
+        let p = read(self.form, self.p, self.master, &range, p_block);
+        (p, self.gradient.shaped(shape, self.element, &range, p, g_block))
+    }
+}
+
+/// The parameter's numbers of a range, in place or in the block.
+pub(crate) fn read<'b>(
+    form: &Form,
+    p: &'b [u8],
+    master: &'b [u8],
+    range: &Range<usize>,
+    block: &'b mut [f32; BLOCK],
+) -> &'b [f32] {
+    match form.master {
+        None => return floats(&p[scaled(range, 4)]),
+        Some(Master::F32) => return floats(&master[scaled(range, 4)]),
+        Some(_) => {}
+    }
+    let block = &mut block[..range.len()];
+    let p = &p[scaled(range, 2)];
+    match form.master {
+        Some(Master::Split) => storage::load_split(p, &master[scaled(range, 2)], block),
+        _ => storage::load(form.tensor.parameter.dtype(), p, block),
+    }
+    block
+}
+
+/// The slots of a range, in place or in the blocks.
+pub(crate) fn open<'b>(
+    form: &Form,
+    slots: &'b mut [&mut [u8]],
+    range: &Range<usize>,
+    blocks: &'b mut [[f32; BLOCK]; MAX_SLOTS],
+) -> Slots<'b> {
+    let mut opened = Slots::default();
+    let (slots, scales) = slots.split_at_mut(MAX_SLOTS);
+    for (nth, ((opened, slot), block)) in opened.iter_mut().zip(slots).zip(blocks).enumerate() {
+        let Some(format) = form.formats[nth] else { continue };
+        let block = &mut block[..range.len()];
+        match format {
+            SlotFormat::F32 => {
+                *opened = floats_mut(&mut slot[scaled(range, 4)]);
+                continue;
+            }
+            SlotFormat::F16 => storage::load(DType::F16, &slot[scaled(range, 2)], block),
+            SlotFormat::Bf16 => storage::load(DType::Bf16, &slot[scaled(range, 2)], block),
+            SlotFormat::Block8(code) => {
+                storage::load_codes(code, &slot[range.clone()], &scales[nth][scales_of(range)], block);
+            }
+        }
+        *opened = block;
+    }
+    opened
+}
+
+/// Stores the slots that were not changed in place.
+fn close(
+    form: &Form,
+    step: u32,
+    element: usize,
+    slots: &mut [&mut [u8]],
+    range: &Range<usize>,
+    blocks: &[[f32; BLOCK]; MAX_SLOTS],
+) {
+    let first = element + range.start;
+    let (slots, scales) = slots.split_at_mut(MAX_SLOTS);
+    for (nth, (slot, block)) in (0_u32..).zip(slots.iter_mut().zip(blocks)) {
+        let block = &block[..range.len()];
+        let stream = || format::stream(form.tensor.key, step, 1 + nth);
+        match form.formats[nth as usize] {
+            None | Some(SlotFormat::F32) => {}
+            Some(SlotFormat::F16) => compressed::encode(block, numbers_mut(&mut slot[scaled(range, 2)])),
+            Some(SlotFormat::Bf16) => {
+                storage::store_stochastic(DType::Bf16, stream(), first, block, &mut slot[scaled(range, 2)]);
+            }
+            Some(SlotFormat::Block8(code)) => {
+                let scales = &mut scales[nth as usize][scales_of(range)];
+                storage::store_codes(code, stream(), first, block, &mut slot[range.clone()], scales);
+            }
+        }
+    }
+}
+
+/// Updates a piece: `kernel(first element within the piece, p, shaped g, slots)`.
+pub(crate) fn update(
+    form: &Form,
+    record: &Record,
+    shape: &Shape<'_>,
+    gradient: Gradient<'_>,
+    mut piece: Piece<'_>,
+    space: &mut Space,
+    kernel: impl Fn(usize, &mut [f32], &[f32], Slots<'_>),
+) {
+    let (whole, weight) = (0..piece.len, record.stages.ema);
+    let averages = form.tensor.ema && weight != 0.0;
+    if form.plain
+        && !averages
+        && let Some(g) = gradient.as_it_is(shape, &whole)
+    {
+        let mut slots = piece.arrays.into_iter().skip(SLOTS);
+        let slots = std::array::from_fn(|_| slots.next().map(floats_mut).unwrap_or_default());
+        return kernel(0, floats_mut(piece.p), g, slots);
+    }
+    let blocks = space.blocks();
+    let update = |piece: &mut Piece<'_>, range: Range<usize>, g: Option<&[f32]>, blocks: &mut Blocks| {
+        update_block(form, record, shape, gradient, piece, range, g, blocks, &kernel);
+    };
+    match gradient {
+        Gradient::Rows(rows) if form.sparse == Sparse::ListedRows => {
+            let mut done = 0;
+            for (listed, g) in rows.stretches(piece.element..piece.element + piece.len) {
+                if averages {
+                    each_block(done..listed.start, |range| average(form, weight, &mut piece, &range, blocks));
+                }
+                done = listed.end;
+                each_block(listed.clone(), |range| {
+                    let g = &g[range.start - listed.start..range.end - listed.start];
+                    update(&mut piece, range, Some(g), blocks);
+                });
+            }
+            if averages {
+                each_block(done..whole.end, |range| average(form, weight, &mut piece, &range, blocks));
+            }
+        }
+        Gradient::Rows(_) | Gradient::Dense(..) => {
+            each_block(whole, |range| update(&mut piece, range, None, blocks));
+        }
+    }
+}
+
+/// Updates a block; `g` is its gradient if that is at hand.
+#[allow(clippy::too_many_arguments, reason = "all that an update is made of")]
+fn update_block(
+    form: &Form,
+    record: &Record,
+    shape: &Shape<'_>,
+    gradient: Gradient<'_>,
+    piece: &mut Piece<'_>,
+    range: Range<usize>,
+    g: Option<&[f32]>,
+    blocks: &mut Blocks,
+    kernel: &impl Fn(usize, &mut [f32], &[f32], Slots<'_>),
+) {
+    let Piece { element, p: stored, arrays, .. } = piece;
+    let (slots, others) = arrays.split_at_mut(MASTER);
+    let [master, ema, ..] = others else { return };
+    let (dtype, step) = (form.tensor.parameter.dtype(), record.stages.step);
+    let (wide, narrow) = (scaled(&range, 4), scaled(&range, 2));
+
+    let p = match form.master {
+        None => floats_mut(&mut stored[wide.clone()]),
+        Some(Master::F32) => floats_mut(&mut master[wide.clone()]),
+        Some(_) => {
+            read(form, stored, master, &range, &mut blocks.p);
+            &mut blocks.p[..range.len()]
+        }
+    };
+    let g = match g.or_else(|| gradient.as_it_is(shape, &range)) {
+        Some(g) => g,
+        None => gradient.shaped(shape, *element, &range, p, &mut blocks.g),
+    };
+    kernel(range.start, p, g, open(form, slots, &range, &mut blocks.slots));
+
+    close(form, step, *element, slots, &range, &blocks.slots);
+    let block = &blocks.p[..range.len()];
+    let p = match form.master {
+        None => floats(&stored[wide.clone()]),
+        Some(Master::F32) => {
+            let p = floats(&master[wide.clone()]);
+            storage::store(dtype, p, &mut stored[narrow]);
+            p
+        }
+        Some(Master::None) => {
+            storage::store(dtype, block, &mut stored[narrow]);
+            block
+        }
+        Some(Master::Stochastic) => {
+            let stream = format::stream(form.tensor.key, step, 0);
+            storage::store_stochastic(dtype, stream, *element + range.start, block, &mut stored[narrow]);
+            block
+        }
+        Some(Master::Split) => {
+            storage::store_split(block, &mut stored[narrow.clone()], &mut master[narrow]);
+            block
+        }
+    };
+    if form.tensor.ema && record.stages.ema != 0.0 {
+        move_average(record.stages.ema, floats_mut(&mut ema[wide]), p);
+    }
+}
+
+/// Moves the average of what is not updated.
+fn average(form: &Form, weight: f32, piece: &mut Piece<'_>, range: &Range<usize>, blocks: &mut Blocks) {
+    let [master, ema, ..] = &mut piece.arrays[MASTER..] else { return };
+    let p = read(form, piece.p, master, range, &mut blocks.p);
+    move_average(weight, floats_mut(&mut ema[scaled(range, 4)]), p);
+}
+
+/// `ema ← ema + weight · (p − ema)`
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn move_average(weight: f32, ema: &mut [f32], p: &[f32]) {
+    for (ema, &p) in ema.iter_mut().zip(p) {
+        *ema += weight * (p - *ema);
+    }
+}
+
+/// Calls `work` for each block of a range.
+pub(crate) fn each_block(range: Range<usize>, mut work: impl FnMut(Range<usize>)) {
+    for start in range.clone().step_by(BLOCK) {
+        work(start..range.end.min(start + BLOCK));
+    }
+}
+
+/// A range of elements in bytes.
+pub(crate) fn scaled(range: &Range<usize>, size: usize) -> Range<usize> {
+    range.start * size..range.end * size
+}
+
+/// Where the scales of a range lie that begins with a block of them.
+fn scales_of(range: &Range<usize>) -> Range<usize> {
+    scaled(&(range.start / format::BLOCK..range.end.div_ceil(format::BLOCK)), 4)
+}
