@@ -36,20 +36,24 @@
 //!
 //! This crate has no logic: it re-exports the contract (`optim-core`) and the backends (`optim-cpu`, `optim-gpu`), and adds
 //! the run-time choice [`Backend`]. Its features `cpu` and `gpu`, both on by default, decide which backends are built. Its
-//! feature `serde` writes and reads rules, rates and schedules as data: see `core::serialization`.
+//! feature `serde` writes and reads rules, rates and schedules as data: see `core::serialization`. Its feature `safetensors` saves and
+//! loads an optimizer's state: the module `checkpoint`.
 #![forbid(unsafe_code)]
 
 mod backend;
 
 pub use backend::Backend;
+/// State files.
+#[cfg(feature = "safetensors")]
+pub use optim_checkpoint as checkpoint;
 /// The contract, for those who write a backend: the traits [`Backend`](optim_core::Backend) and
 /// [`Engine`](optim_core::Engine).
 pub use optim_core as core;
 pub use optim_core::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
-    DeviceMemory, Error, Ftrl, Grad, IntoBackend, Lamb, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, Outcome,
-    ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Sgd,
-    StepReport, Values, dynamic_lr, rule, schedule,
+    DeviceMemory, Error, Ftrl, Grad, Hyper, IntoBackend, Lamb, Lars, LazyAdam, Lion, LoadOptions, LoadReport, Momentum,
+    NAdam, Optimizer, Outcome, ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop,
+    Rule, Schedule, Sgd, State, StateMeta, StateSource, StepReport, Values, dynamic_lr, rule, schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;
