@@ -7,6 +7,7 @@
 //! | [`problem`] | deterministic random parameters and gradients |
 //! | [`reference`](mod@reference) | the judge: every rule in naive `f64`, one file a rule, sharing no code with the library |
 //! | [`run`] | a problem trained on a backend or by the judge, and the comparison of two such runs |
+//! | [`training`] | whole runs with everything that a state has to remember |
 //! | [`tolerance`] | how far results may be apart, and why |
 //!
 //! Where does a new test go? What holds for every rule belongs into the suite's file of that topic and iterates
@@ -19,6 +20,7 @@ pub mod problem;
 pub mod reference;
 pub mod run;
 pub mod tolerance;
+pub mod training;
 
 #[cfg(feature = "gpu")]
 use std::sync::OnceLock;
@@ -30,6 +32,7 @@ use optimizers::{IntoBackend, Result, core};
 pub use naive::Naive;
 pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
 pub use run::{Bound, Run, compare};
+pub use training::Training;
 
 /// The examples of the project's front page, which run on the CPU.
 #[cfg(all(doctest, feature = "cpu"))]

@@ -327,7 +327,7 @@ impl<'a> Planner<'a> {
         let loss_scale = planner.loss_scale();
         let (mut groups, mut paces) = (optimizer.groups.clone(), Vec::new());
         for (index, group) in groups.iter_mut().enumerate() {
-            paces.push(planner.group(index, group));
+            paces.push(planner.group(index, group, &parameters));
         }
         planner.done()?;
         let control = planner.control(&loss_scale);
@@ -438,6 +438,9 @@ impl<'a> Planner<'a> {
         let Some(from) = from.filter(|from| *from == to || self.options.convert) else {
             let wanted = own.element;
             self.problems.push(format!("array {:?}: {element} in the state, {wanted} in the optimizer", own.name));
+            if let Some(&scales) = self.array_at.get(&*format!("{}.scales", own.name)) {
+                self.used[scales] = true;
+            }
             return;
         };
         let mut scales = None;
@@ -485,7 +488,8 @@ impl<'a> Planner<'a> {
             self.work.extend(copied);
             return false;
         }
-        let [saved_kind, own_kind] = [from, to].map(|master| format!("{:?}", master.unwrap_or_default()));
+        let [saved_kind, own_kind] =
+            [from, to].map(|master| format!("{:?}", master.unwrap_or_default()).to_lowercase());
         let mut refuse = |why: &str| {
             let name = &saved.name;
             let kinds = format!("master {saved_kind} in the state, {own_kind} in the optimizer");
@@ -639,12 +643,14 @@ impl<'a> Planner<'a> {
     }
 
     /// Where a group goes on, if any of its parameters is in the state; changes its settings.
-    fn group(&mut self, index: usize, group: &mut Group) -> Option<Pace> {
+    fn group(&mut self, index: usize, group: &mut Group, parameters: &[Option<Flags>]) -> Option<Pace> {
         let mut from: Vec<usize> = Vec::new();
         let mut members = 0;
-        for tensor in self.optimizer.tensors.iter().filter(|tensor| tensor.group == index) {
+        let tensors = self.optimizer.tensors.iter().zip(parameters);
+        for (tensor, flags) in tensors.filter(|(tensor, _)| tensor.group == index) {
             members += 1;
-            let Some(&at) = self.parameter_at.get(tensor.parameter.name()) else { continue };
+            let at = self.parameter_at.get(tensor.parameter.name()).filter(|_| flags.is_some());
+            let Some(&at) = at else { continue };
             let saved = self.meta.parameters[at].group;
             if !from.contains(&saved) {
                 from.push(saved);
