@@ -31,7 +31,7 @@ use optimizers::{IntoBackend, Result, core};
 
 pub use naive::Naive;
 pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
-pub use run::{Bound, Run, compare};
+pub use run::{Bound, Run, compare, final_report};
 pub use training::Training;
 
 /// The examples of the project's front page, which run on the CPU.

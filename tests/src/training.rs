@@ -1,6 +1,8 @@
 //! Whole runs with everything that a state has to remember: a schedule, a rate that follows a metric, decay, averages, a dynamic
 //! loss scale that overflows, clipping, missing gradients, stochastic rounding.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use optimizers::core::{DynamicLossScale, Ema};
 use optimizers::schedule::{Linear, ReduceOnPlateau};
 use optimizers::{Builder, Grad, IntoBackend, Optimizer, ParamGroup, Parameter, Result, Rule};
@@ -26,15 +28,21 @@ pub struct Training {
     step: u64,
 }
 
-/// All that a run can be told by, to the bit.
+/// All that a run can be told by, to the bit; numbers as hashes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Everything {
     /// The parameters' memory.
-    pub params: Vec<Vec<u8>>,
+    pub params: Vec<u64>,
     /// The description of the state.
     pub meta: String,
     /// Its arrays.
-    pub arrays: Vec<(String, Vec<u8>)>,
+    pub arrays: Vec<(String, u64)>,
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Training {
@@ -55,12 +63,13 @@ impl Training {
     /// Does steps. Some are skipped, for their gradients overflow.
     pub fn run(&mut self, steps: u64) -> Result<()> {
         for _ in 0..steps {
-            self.step += 1;
+            let step = self.step + 1;
             let scale = self.optimizer.loss_scale()?;
-            let gradients: Vec<_> = (0_u64..).zip(&self.params).map(|(i, _)| gradient(self.step, i, scale)).collect();
+            let gradients: Vec<_> = (0_u64..).zip(&self.params).map(|(i, _)| gradient(step, i, scale)).collect();
             let grads: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
             let mut params: Vec<_> = self.params.iter_mut().map(Numbers::param).collect();
             let _ = self.optimizer.step(&mut params, &grads)?;
+            self.step = step;
             if self.step.is_multiple_of(3) {
                 self.optimizer.observe(1.0)?;
             }
@@ -70,12 +79,12 @@ impl Training {
 
     /// All of it.
     pub fn everything(&mut self) -> Result<Everything> {
-        let params = self.params.iter().map(Numbers::bytes).collect();
+        let params = self.params.iter().map(|params| hash(&params.bytes())).collect();
         let state = self.optimizer.state()?;
         let arrays = state.arrays().iter().enumerate().map(|(index, array)| {
             let mut bytes = vec![0; array.bytes().expect("it is in memory")];
             state.read(index, 0, &mut bytes)?;
-            Ok((array.name.clone(), bytes))
+            Ok((array.name.clone(), hash(&bytes)))
         });
         Ok(Everything { params, arrays: arrays.collect::<Result<_>>()?, meta: format!("{:?}", state.meta()) })
     }

@@ -78,9 +78,13 @@ fn allocations_are_counted() {
 mod cpu {
     use std::sync::Arc;
 
+    use optim_tests::engine::{Case, Formats, Numbers, record};
     use optim_tests::{Problem, Setup};
+    use optimizers::core::Backend;
+    use optimizers::core::backend::{Plan, Progress, RowList, Shaping, Stages, Update};
+    use optimizers::core::guard::{Clip, Control, Guard};
     use optimizers::core::rule::Passes;
-    use optimizers::{CpuBackend, Grad, Optimizer, ParamMut, Rule};
+    use optimizers::{Adam, CpuBackend, DType, Grad, Optimizer, ParamMut, Rule};
     use rayon::ThreadPoolBuilder;
 
     use super::*;
@@ -158,5 +162,44 @@ mod cpu {
                 assert!(allocations <= most, "{rule:?}: {allocations} allocations in {STEPS} steps, at most {most}");
             });
         }
+    }
+
+    /// With every format, a guard, numbers of rows, averages, and gradients of every kind.
+    #[test]
+    fn none_with_everything_around_a_rule() {
+        let counter = counter();
+        let pool = pool(counter);
+        let rules = [Adam::default().into()];
+        let mut case = Case::new(&rules, 1);
+        for (nth, formats) in Formats::all().into_iter().enumerate() {
+            case.push(&[40 + nth, 257], formats, 0).ema = true;
+        }
+        let plan = Plan { rules: &rules, tensors: &case.tensors, groups: case.groups };
+        let mut engine = CpuBackend::with_pool(Arc::clone(&pool)).engine(&plan).unwrap();
+        let mut start = case.start.clone();
+        let mut params: Vec<ParamMut<'_>> = start.iter_mut().map(Numbers::param).collect();
+        let dtypes = [DType::F32, DType::F16, DType::Bf16];
+        let gradients = case.gradients(|index| dtypes[index % 3]);
+        let mut grads: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
+        grads.iter_mut().step_by(4).for_each(|grad| *grad = Grad::Accumulated);
+        let mut record = record(&rules[0], 1);
+        record.shaping = Shaping { factor: 0.5, weight_decay: 0.1, limit: 2.0, flags: Shaping::CENTRALIZE };
+        record.stages = Stages { ema: 0.1, max_norm: 1.0, units: 0.1, units_epsilon: 1e-3, ..record.stages };
+        let guard = Guard { factor: 0.5, clip: Clip::Global, first: 0, records: 1, scaler: None };
+        let (record_of, rows) = (vec![0; params.len()], vec![RowList::default(); params.len()]);
+        engine.seed(&vec![true; params.len()], &mut params).unwrap();
+        let fresh = vec![true; params.len()];
+        let added: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
+        let mut step = || {
+            engine.accumulate(0.5, &fresh, &added).unwrap();
+            engine.set_control(&Control::default()).unwrap();
+            record.stages.step += 1;
+            let update =
+                Update { rules: &rules, records: &[record], record_of: &record_of, rows: &rows, guard: Some(&guard) };
+            let progress = engine.update(&update, &mut params, &grads).unwrap();
+            assert!(matches!(progress, Progress::Decided(verdict) if verdict.skip.is_none()), "a step is applied");
+        };
+        let allocations = pool.install(|| fewest(counter, 0, &mut step));
+        assert_eq!(allocations, 0, "allocations in {STEPS} steps");
     }
 }

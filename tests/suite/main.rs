@@ -23,6 +23,8 @@ mod golden;
 mod gpu;
 // Every rule against its naive f64 twin.
 mod judge;
+// Sequences of overflows against MindSpore's loss scale managers.
+mod loss_scale;
 // The strict reader of the golden trajectories' manifest.
 mod manifest;
 // The CPU and the GPU, bit for bit.
@@ -33,6 +35,8 @@ mod properties;
 // Row-sparse gradients and rules of the user's own, on both backends.
 #[cfg(all(feature = "cpu", feature = "gpu"))]
 mod sparse;
+// Rows of parameters that come, go and move.
+mod surgery;
 // Row-sparse gradients against a naive f64 loop, and their laws.
 mod rows;
 // Step scalars against values computed in another way.

@@ -617,7 +617,7 @@ fn refuses_halves() {
         }
     };
     own.swap_ema_in(&mut [params[0].param()]).unwrap();
-    refused(&mut own, &mut other, "call `swap_ema_out` first");
+    refused(&mut own, &mut other, "swapped averages");
     own.swap_ema_out(&mut [params[0].param()]).unwrap();
     own.accumulate(&[(&[1.0_f32; 3]).into()], 1.0).unwrap();
     refused(&mut own, &mut other, "accumulated gradients");

@@ -18,6 +18,7 @@ use crate::{Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepR
 mod change;
 mod explain;
 mod state;
+mod surgery;
 
 pub use explain::Explanation;
 

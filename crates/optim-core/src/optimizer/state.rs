@@ -48,7 +48,7 @@ impl Optimizer {
     /// of your own that is called `scales`.
     pub fn state(&mut self) -> Result<State<'_>> {
         self.settle()?;
-        self.refuse_busy("the state")?;
+        self.refuse_unfinished("the state")?;
         self.refuse_torn("the state")?;
         let guard = if self.settings.measures() {
             let Control { scale, current, last, bad, skipped, .. } = self.engine.control()?;
@@ -111,7 +111,7 @@ impl Optimizer {
     /// refuses steps until a load succeeds.
     pub fn load_state(&mut self, source: &mut dyn StateSource, options: &LoadOptions) -> Result<LoadReport> {
         self.settle()?;
-        self.refuse_busy("loading a state")?;
+        self.refuse_unfinished("loading a state")?;
         let Plan { work, control, paces, parameters, groups, loss_scale, step, report } =
             Planner::plan(self, source.meta(), source.arrays(), *options)?;
 
@@ -147,14 +147,6 @@ impl Optimizer {
     pub(super) fn refuse_torn(&self, what: &'static str) -> Result<()> {
         if self.torn {
             return Err(Error::State { what, expected: "load a state first: the last load failed half way" });
-        }
-        Ok(())
-    }
-
-    fn refuse_busy(&self, what: &'static str) -> Result<()> {
-        self.refuse_swapped(what)?;
-        if self.total_weight > 0.0 {
-            return Err(Error::State { what, expected: "finish with accumulated gradients first" });
         }
         Ok(())
     }
