@@ -706,7 +706,8 @@ fn keep(group: &mut Group, saved: &GroupState) -> Result<(), String> {
     Ok(())
 }
 
-fn element_of(format: SlotFormat) -> Element {
+/// The element type of a slot that is kept so.
+pub(super) fn element_of(format: SlotFormat) -> Element {
     match format {
         SlotFormat::F32 => Element::F32,
         SlotFormat::F16 => Element::F16,
@@ -733,7 +734,7 @@ const fn low_half(x: u32) -> u16 {
 }
 
 /// The numbers that are kept as these bytes, and scales if there are any.
-fn decode(from: SlotFormat, bytes: &[u8], scales: &[u8], values: &mut Vec<f32>) {
+pub(super) fn decode(from: SlotFormat, bytes: &[u8], scales: &[u8], values: &mut Vec<f32>) {
     values.clear();
     let single = |word: &[u8]| f32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
     let half = |word: &[u8]| u16::from_ne_bytes([word[0], word[1]]);
