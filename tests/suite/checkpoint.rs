@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use optim_tests::engine::{Formats, Numbers};
-use optim_tests::training::builder;
-use optim_tests::{Naive, Random, Training, on_every_backend};
+use optim_tests::resume::builder;
+use optim_tests::{Naive, Random, Resumable, on_every_backend};
 use optimizers::checkpoint::{self, Reader};
 use optimizers::core::format::{Master, StateDType};
 use optimizers::{
@@ -54,7 +54,7 @@ on_every_backend! {
         let rules = Rule::all();
         let cases: Vec<_> = rules.iter().flat_map(|rule| Formats::all().into_iter().map(move |formats| (rule, formats))).collect();
         for (rule, formats) in cases.into_iter().step_by(stride(target)) {
-            let mut straight = Training::new(target, rule, formats).unwrap();
+            let mut straight = Resumable::new(target, rule, formats).unwrap();
             straight.run(10).unwrap();
             let mut second = straight.fresh(target).unwrap();
             let report = load(&mut second.optimizer, &file(&mut straight.optimizer), LoadOptions::default()).unwrap();
@@ -69,7 +69,7 @@ on_every_backend! {
     /// Saving leaves no trace in the run, and what is saved matters: without it the run is another.
     fn saving_changes_nothing(target) {
         let (rule, formats) = small();
-        let [mut saved, mut never] = [(), ()].map(|()| Training::new(target, &rule, formats).unwrap());
+        let [mut saved, mut never] = [(), ()].map(|()| Resumable::new(target, &rule, formats).unwrap());
         saved.run(10).unwrap();
         never.run(10).unwrap();
         let first = file(&mut saved.optimizer);
@@ -98,7 +98,7 @@ fn stride(target: optim_tests::Target) -> usize {
 #[test]
 fn others_can_read_it() {
     let (rule, formats) = small();
-    let mut run = Training::new(Naive::default(), &rule, formats).unwrap();
+    let mut run = Resumable::new(Naive::default(), &rule, formats).unwrap();
     run.run(10).unwrap();
     let file = file(&mut run.optimizer);
     let (_, header) = SafeTensors::read_metadata(&file).unwrap();
@@ -118,9 +118,9 @@ fn others_can_read_it() {
 }
 
 /// The run behind `v1.safetensors`.
-fn golden() -> Training {
+fn golden() -> Resumable {
     let (rule, formats) = small();
-    let mut run = Training::new(Naive::default(), &rule, formats).unwrap();
+    let mut run = Resumable::new(Naive::default(), &rule, formats).unwrap();
     run.run(10).unwrap();
     run
 }
@@ -166,7 +166,7 @@ fn write_golden() {
     for (name, rule, formats) in
         [("lion", Rule::from(Lion::default()), f32), ("momentum", Momentum::new(0.1, 0.9).into(), split)]
     {
-        let mut run = Training::new(Naive::default(), &rule, formats).unwrap();
+        let mut run = Resumable::new(Naive::default(), &rule, formats).unwrap();
         run.run(10).unwrap();
         fs::write(format!("{GOLDEN}/corpus/{name}.safetensors"), file(&mut run.optimizer)).unwrap();
     }
@@ -486,14 +486,14 @@ fn given_path() -> PathBuf {
 }
 
 /// A few runs, at step 10.
-fn runs() -> Vec<Training> {
+fn runs() -> Vec<Resumable> {
     let backend = || {
         if cfg!(feature = "cpu") { Backend::Cpu } else { Backend::Custom(Box::new(Naive::default())) }
     };
     let stochastic = Formats { dtype: DType::Bf16, master: Master::Stochastic, state: StateDType::Bf16 };
     let cases = [small(), (Lion::default().into(), Formats::F32), (Adam::default().into(), stochastic)];
     let run = |(rule, formats): &(Rule, Formats)| {
-        let mut run = Training::new(backend(), rule, *formats).unwrap();
+        let mut run = Resumable::new(backend(), rule, *formats).unwrap();
         run.run(10).unwrap();
         run
     };

@@ -1,8 +1,8 @@
 //! State from one optimizer to another: what must fit, what is kept, what is converted.
 
 use optim_tests::engine::{Formats, Numbers};
-use optim_tests::training::Everything;
-use optim_tests::{Naive, Training, on_every_backend};
+use optim_tests::resume::Everything;
+use optim_tests::{Naive, Resumable, on_every_backend};
 use optimizers::core::backend::Element;
 use optimizers::core::format::{Master, StateDType, bf16_to_f32, join};
 use optimizers::core::state::{StateArray, VERSION};
@@ -134,7 +134,7 @@ fn slots(optimizer: &Optimizer, parameter: &str) -> [Vec<f32>; 2] {
 fn goes_to_any_backend() {
     for rule in [adam(), Lion::default().into(), Adagrad { epsilon: 1e-6, ..Adagrad::new(0.1) }.into()] {
         for formats in Formats::all().into_iter().step_by(5) {
-            let mut from = Training::new(Naive::default(), &rule, formats).unwrap();
+            let mut from = Resumable::new(Naive::default(), &rule, formats).unwrap();
             from.run(10).unwrap();
             let before = from.everything().unwrap();
             let mut back = from.fresh(Naive::default()).unwrap();
@@ -583,7 +583,7 @@ on_every_backend! {
     /// A load that fails half way is the end of the optimizer, until another succeeds.
     fn a_failed_load_is_noticed(target) {
         let formats = bf16(Master::F32);
-        let mut from = Training::new(target, &adam(), formats).unwrap();
+        let mut from = Resumable::new(target, &adam(), formats).unwrap();
         from.run(6).unwrap();
         let mut to = from.fresh(target).unwrap();
         let mut copy = Copy::of(&mut from.optimizer);

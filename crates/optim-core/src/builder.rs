@@ -8,7 +8,7 @@ use crate::backend::{IntoBackend, Tensor};
 use crate::error::check;
 use crate::estimate::Estimate;
 use crate::format::{self, Master, StateDType};
-use crate::group::Centralization;
+use crate::group::{Centralization, Edit};
 use crate::guard::{Clip, LossScale};
 use crate::optimizer::Parts;
 use crate::rule::{At, MAX_SLOTS, Passes, SlotShape};
@@ -231,19 +231,14 @@ impl Builder {
         }
         Ok(Parts {
             decays: tensors.iter().map(|tensor| self.decays(&tensor.parameter)).collect(),
-            rule: self.rule,
+            rule: self.rule.clone(),
             groups,
             tensors,
             scales,
             settings: self.settings,
             ema: self.ema,
-            seed: self.seed,
+            defaults: Self { pool: None, groups: Vec::new(), order: None, ..self },
         })
-    }
-
-    /// Takes over what holds for a whole optimizer.
-    pub(crate) fn inherit(&mut self, settings: &Settings, ema: Option<Ema>, seed: u64) {
-        (self.settings, self.ema, self.seed) = (*settings, ema, seed);
     }
 
     /// What the state will take, group by group. Nothing is allocated for it.
@@ -321,19 +316,25 @@ impl Builder {
             Some(rule) => (rule.clone(), Origin::Group),
             None => (self.rule.clone(), Origin::Optimizer),
         };
-        for edit in group.edits.iter().chain(&group.varies) {
-            if edit(&mut rule, 0).is_none() {
-                let (name, expected) = (format!("{place}: hyper"), "a change of the config of the group's rule");
-                return Err(Error::HyperParameter {
-                    name,
-                    expected,
+        let apply = |edits: &[Edit], rule: &mut Rule| {
+            edits.iter().try_for_each(|edit| {
+                edit(rule, 0).ok_or_else(|| Error::HyperParameter {
+                    name: format!("{place}: hyper"),
+                    expected: "a change of the config of the group's rule",
                     got: format!("another, for {}", rule.spec().name()),
-                });
-            }
-        }
+                })
+            })
+        };
+        apply(&group.edits, &mut rule)?;
         let name = rule.spec().name();
-        if rule_origin == Origin::Group || !(group.edits.is_empty() && group.varies.is_empty()) {
+        if rule_origin == Origin::Group || !group.edits.is_empty() {
             validate_rule(&rule, &format!("{place}: {name}"))?;
+        }
+        if !group.varies.is_empty() {
+            let mut first = rule.clone();
+            apply(&group.varies, &mut first)?;
+            validate_rule(&first, &format!("{place}: {name}"))?;
+            check_vary(&place, rule.spec().entry(), &first)?;
         }
         if let Some(lr) = &group.lr {
             if !rule.spec().takes_lr() {
@@ -491,6 +492,16 @@ impl Builder {
             }
         }
     }
+}
+
+/// Refuses a rule that a group varies if it keeps its state in another way than that of this kernel function.
+pub(crate) fn check_vary(place: &str, entry: &str, rule: &Rule) -> Result<()> {
+    let got = rule.spec().entry();
+    if got == entry {
+        return Ok(());
+    }
+    let (name, expected) = (format!("{place}: vary"), "a change that leaves the rule's state as it is");
+    Err(Error::HyperParameter { name, expected, got: format!("{entry} to {got}") })
 }
 
 /// What errors and tables call a group.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::backend::{
     Backend, Engine, FROZEN, Part, Plan, Progress, Record, RowList, Shaping, SlotFormat, Stages, Tensor, Trust, Update,
 };
+use crate::builder::check_vary;
 use crate::error::check;
 use crate::format;
 use crate::guard::{Clip, Control, Guard, LossScale, Scaler, Verdict};
@@ -13,7 +14,7 @@ use crate::report::Gradients;
 use crate::rule::{At, Decay, Passes, Slot, Sparse};
 use crate::rules::single;
 use crate::settings::{Ema, Group, Settings};
-use crate::{Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
+use crate::{Builder, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
 mod change;
 mod explain;
@@ -39,7 +40,8 @@ pub(crate) struct Parts {
     pub(crate) scales: Vec<f64>,
     pub(crate) settings: Settings,
     pub(crate) ema: Option<Ema>,
-    pub(crate) seed: u64,
+    /// What a group that is added inherits: the builder without parameters.
+    pub(crate) defaults: Builder,
 }
 
 /// Parameters whose updates compute with the same numbers.
@@ -93,7 +95,7 @@ pub struct Optimizer {
     scales: Vec<f64>,
     settings: Settings,
     ema: Option<Ema>,
-    seed: u64,
+    defaults: Builder,
     classes: Vec<Class>,
     class_of: Vec<usize>,
     /// Updates applied, as far as is known.
@@ -135,7 +137,7 @@ pub struct Optimizer {
 
 impl Optimizer {
     pub(crate) fn new(parts: Parts, backend: Box<dyn Backend>) -> Result<Self> {
-        let Parts { rule, groups, tensors, decays, scales, settings, ema, seed } = parts;
+        let Parts { rule, groups, tensors, decays, scales, settings, ema, defaults } = parts;
         let rules: Vec<Rule> = groups.iter().map(|group| group.rule().clone()).collect();
         let mut engine = backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: groups.len() })?;
         let mut scale = 1.0;
@@ -177,7 +179,7 @@ impl Optimizer {
             scales,
             settings,
             ema,
-            seed,
+            defaults,
             scale,
             backend,
             engine,
@@ -783,17 +785,12 @@ fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
     if group.varies.is_empty() {
         return Ok(());
     }
-    let entry = rule.spec().entry();
     rule.clone_from(group.rule());
     for edit in &group.varies {
         let _ = edit(rule, update);
     }
     rule.spec().validate()?;
-    if rule.spec().entry() != entry {
-        let (name, expected) = (format!("{}: vary", group.place), "a change that leaves the rule's state as it is");
-        return Err(Error::HyperParameter { name, expected, got: format!("{entry} to {}", rule.spec().entry()) });
-    }
-    Ok(())
+    check_vary(&group.place, group.rule().spec().entry(), rule)
 }
 
 /// Whether a parameter has state that begins as the parameter does.

@@ -136,8 +136,8 @@ impl Optimizer {
         Ok(self.frozen[self.index(parameter)?])
     }
 
-    /// Adds a group of listed parameters, which come behind all others in a step. Their state begins anew; that of the others goes
-    /// on. All state is copied once.
+    /// Adds a group of listed parameters, which come behind all others in a step. It inherits what the optimizer was built with. Their
+    /// state begins anew, at the optimizer's step count; that of the others goes on. All state is copied once.
     ///
     /// # Errors
     /// As [`Builder::build`](crate::Builder::build); [`Error::State`] while gradients are accumulated or averages stand in the parameters.
@@ -145,10 +145,8 @@ impl Optimizer {
         self.settle()?;
         self.refuse_unfinished("adding a group")?;
         let index = self.groups.len();
-        // The builder checks and resolves it as the only group of an optimizer of this rule.
-        let mut builder = crate::Builder::new(self.rule.clone()).groups([group]);
-        builder.inherit(&self.settings, self.ema, self.seed);
-        let parts = builder.into_parts(index)?;
+        // The builder checks and resolves it as the only group of an optimizer like this one.
+        let parts = self.defaults.clone().groups([group]).into_parts(index)?;
         for Tensor { parameter, .. } in &parts.tensors {
             if self.index(parameter.name()).is_ok() {
                 return Err(Error::DuplicateParameter { name: parameter.name().into() });
