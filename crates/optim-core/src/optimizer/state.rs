@@ -60,7 +60,7 @@ impl Optimizer {
             version: VERSION,
             library: concat!("optimizers ", env!("CARGO_PKG_VERSION")).into(),
             step: self.step,
-            seed: self.seed,
+            seed: self.defaults.seed,
             loss_scale: self.settings.loss_scale,
             guard,
             groups: self.groups.iter().zip(&self.paces).map(|(group, pace)| group_state(group, *pace)).collect(),
@@ -610,7 +610,7 @@ impl<'a> Planner<'a> {
         if self.options.hyper == Hyper::UseNew {
             return own;
         }
-        let (own_seed, seed) = (self.optimizer.seed, self.meta.seed);
+        let (own_seed, seed) = (self.optimizer.defaults.seed, self.meta.seed);
         if own_seed != seed {
             self.problems.push(format!("seed: {seed} in the state, {own_seed} in the optimizer, which cannot change"));
         }
