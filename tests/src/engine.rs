@@ -82,7 +82,9 @@ impl Numbers {
         }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// The numbers in memory.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
         match self {
             Self::F32(values) => values.iter().flat_map(|x| x.to_ne_bytes()).collect(),
             Self::F16(values) => values.iter().flat_map(|x| x.to_ne_bytes()).collect(),

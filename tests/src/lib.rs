@@ -7,6 +7,7 @@
 //! | [`problem`] | deterministic random parameters and gradients |
 //! | [`reference`](mod@reference) | the judge: every rule in naive `f64`, one file a rule, sharing no code with the library |
 //! | [`run`] | a problem trained on a backend or by the judge, and the comparison of two such runs |
+//! | [`resume`] | whole runs with everything that a state has to remember |
 //! | [`training`] | an optimizer with its memory, step by step |
 //! | [`tolerance`] | how far results may be apart, and why |
 //!
@@ -18,6 +19,7 @@ pub mod engine;
 pub mod naive;
 pub mod problem;
 pub mod reference;
+pub mod resume;
 pub mod run;
 pub mod tolerance;
 pub mod training;
@@ -31,6 +33,7 @@ use optimizers::{IntoBackend, Result, core};
 
 pub use naive::Naive;
 pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
+pub use resume::Resumable;
 pub use run::{Bound, Run, compare, final_report};
 pub use training::Training;
 

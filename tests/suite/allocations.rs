@@ -13,31 +13,41 @@ struct Counting;
 thread_local! {
     /// Where this thread's allocations are counted. `const`, without a destructor: reading it never allocates.
     static COUNTER: Cell<Option<&'static AtomicUsize>> = const { Cell::new(None) };
+    /// The bytes that this thread has asked for.
+    static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-fn count() {
+/// The bytes that a call asks for on this thread, whether it gives them back or not.
+pub(crate) fn bytes_in<T>(call: impl FnOnce() -> T) -> (T, usize) {
+    let before = BYTES.get();
+    let result = call();
+    (result, BYTES.get().wrapping_sub(before))
+}
+
+fn count(bytes: usize) {
+    BYTES.set(BYTES.get().wrapping_add(bytes));
     if let Some(counter) = COUNTER.get() {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 // SAFETY: every method hands its arguments to `System` unchanged, whose contract is the same, and `count` neither allocates
-// nor unwinds: it reads a constant-initialized thread-local without a destructor and adds to an atomic.
+// nor unwinds: it reads a constant-initialized thread-locals without a destructor and adds to an atomic.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promises are those that `System` asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promises are those that `System` asks for.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
+        count(new_size);
         // SAFETY: the caller's promises are those that `System` asks for; `ptr` came from `System`.
         unsafe { System.realloc(ptr, layout, new_size) }
     }
@@ -61,6 +71,7 @@ fn allocations_are_counted() {
     drop(std::hint::black_box(vec![1_u8; 100]));
     COUNTER.set(None);
     assert_eq!(counter.load(Ordering::Relaxed), 1);
+    assert_eq!(bytes_in(|| drop(std::hint::black_box(vec![1_u8; 100]))), ((), 100));
 }
 
 #[cfg(feature = "cpu")]

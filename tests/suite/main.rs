@@ -6,6 +6,8 @@ mod allocations;
 mod behaviours;
 // What changes between steps, and what an optimizer says about itself.
 mod changes;
+// State files: resumed runs, damaged files, killed saves.
+mod checkpoint;
 // AdaFactor's second moments in half precision.
 mod compression;
 // Lists of rates against MindSpore's.
@@ -52,6 +54,8 @@ mod serde;
 // Every kernel through naga, without a driver.
 #[cfg(feature = "gpu")]
 mod shaders;
+// State from one optimizer to another: what must fit, what is kept, what is converted.
+mod state;
 // The same bits for any number of threads.
 #[cfg(feature = "cpu")]
 mod threads;

@@ -44,7 +44,7 @@ pub struct Builder {
     state: StateDType,
     ema: Option<Ema>,
     settings: Settings,
-    seed: u64,
+    pub(crate) seed: u64,
     /// The number of the first group.
     first: usize,
 }

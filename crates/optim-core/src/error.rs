@@ -180,6 +180,29 @@ pub enum Error {
         /// What has to be done first.
         expected: &'static str,
     },
+    /// A state does not fit the optimizer that is to load it. Nothing has changed.
+    #[error("the state does not fit the optimizer: {}", problems.join("; "))]
+    StateMismatch {
+        /// All that does not fit, one line each.
+        problems: Vec<String>,
+    },
+    /// A file of state is damaged, or not one. Nothing has changed, unless an array could not be read: see
+    /// [`Optimizer::load_state`](crate::Optimizer::load_state).
+    #[error("{path} is not a state file of this library: {detail}")]
+    StateFile {
+        /// The file.
+        path: String,
+        /// What is wrong with it, and where.
+        detail: String,
+    },
+    /// The operating system refused something about a file.
+    #[error("{path}: {detail}")]
+    File {
+        /// The file.
+        path: String,
+        /// What was tried, and the answer.
+        detail: String,
+    },
     /// A combination that this version does not run. Never a silent fallback.
     #[error("{what} is not supported by the {backend} backend")]
     Unsupported {

@@ -23,6 +23,7 @@ use std::fmt;
 
 /// How an optimizer keeps its state (moments and the like).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum StateDType {
     /// As `f32`: 4 bytes an element. Nothing is lost.
     #[default]
@@ -55,6 +56,7 @@ pub enum Code8 {
 
 /// What stands behind a parameter of 16 bits, whose own precision is too low to add small updates to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Master {
     /// A copy in `f32` in the optimizer's state, which is updated; the parameter is that copy, rounded to nearest: 4 more
     /// bytes an element. A parameter that was changed from outside is overwritten by the copy at the next step.

@@ -236,6 +236,7 @@ pub const INFINITE: u32 = 0x7f80_0000;
 /// The loss, and so every gradient, is multiplied by it; the optimizer divides it out again. With `drop_overflow_update` a step
 /// whose gradients are not finite is skipped; without, nothing is checked.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct FixedLossScale {
     /// The scale, finite and ≥ 1. Default 128.
     pub loss_scale: f64,
@@ -264,6 +265,7 @@ impl Default for FixedLossScale {
 /// - **MindSpore** has no cap, and counts 1000 skips in a row before it raises; so does this.
 /// - **PyTorch** `GradScaler`: starts at 2¹⁶, has no floor and no limit of skips.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct DynamicLossScale {
     /// The first scale, finite and ≥ 1. Default 2²⁴. Trap: far too large for most models, so that the first steps are skipped until
     /// it fits.
@@ -296,6 +298,7 @@ impl Default for DynamicLossScale {
 /// How losses are scaled. Made by `.into()` from a number, a [`FixedLossScale`] or a [`DynamicLossScale`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum LossScale {
     /// By this factor, > 0, without a check.
     Plain(f64),

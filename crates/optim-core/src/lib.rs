@@ -17,6 +17,7 @@
 //! | [`builder`], [`settings`], [`estimate`] | from what the user says to what holds for every parameter |
 //! | [`optimizer`] | the step, and changes between steps |
 //! | [`guard`] | what is measured of gradients and decided before an update; loss scales |
+//! | [`state`] | all of that as data, to be saved and loaded |
 //! | [`mod@format`] | numbers in 16 and 8 bits, stochastic rounding |
 //! | [`backend`] | what a backend must do |
 //! | [`report`], [`error`] | what comes back |
@@ -44,6 +45,7 @@ pub mod select;
 #[cfg(feature = "serde")]
 pub mod serialization;
 pub mod settings;
+pub mod state;
 
 pub use backend::{Backend, Engine, IntoBackend};
 pub use builder::Builder;
@@ -65,3 +67,4 @@ pub use rules::{
 pub use schedule::Schedule;
 pub use select::Select;
 pub use settings::{Ema, Group, Origin};
+pub use state::{Hyper, LoadOptions, LoadReport, State, StateMeta, StateSource};

@@ -18,6 +18,7 @@ use crate::{Builder, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Ru
 
 mod change;
 mod explain;
+mod state;
 mod surgery;
 
 pub use explain::Explanation;
@@ -108,6 +109,8 @@ pub struct Optimizer {
     seeded: Vec<bool>,
     /// Whether averages stand in the parameters' memory.
     swapped: bool,
+    /// Whether a load failed half way.
+    torn: bool,
     /// The loss scale of the next step, as far as is known.
     scale: f32,
     /// Parameters for which something has been accumulated, and the sum of the weights.
@@ -165,6 +168,7 @@ impl Optimizer {
             class_of: Vec::new(),
             step: 0,
             swapped: false,
+            torn: false,
             total_weight: 0.0,
             pending: VecDeque::new(),
             reports: VecDeque::new(),
@@ -293,6 +297,7 @@ impl Optimizer {
             let (what, expected) = ("a step while averages stand in the parameters", "call `swap_ema_out` first");
             return Err(Error::State { what, expected });
         }
+        self.refuse_torn("a step")?;
         self.check_memory(params, grads)?;
         self.collect(false)?;
         // What the first update of a parameter computes with depends on whether the pending ones were applied.
@@ -530,29 +535,20 @@ impl Optimizer {
 
     fn read_slot(&self, parameter: usize, nth: usize, slot: &Slot) -> Result<Vec<f32>> {
         let tensor = &self.tensors[parameter];
-        let len = slot.shape.len(tensor.parameter.shape());
-        let part = Part::Slot(nth);
-        let halves = || -> Result<Vec<u16>> {
-            let mut bits = vec![0_u16; len];
-            self.engine.read(parameter, part, 0, bytemuck::cast_slice_mut(&mut bits))?;
-            Ok(bits)
-        };
-        Ok(match tensor.slot_format(slot) {
-            SlotFormat::F32 => self.read_f32(parameter, part, len)?,
-            SlotFormat::F16 => halves()?.into_iter().map(format::f16_to_f32).collect(),
-            SlotFormat::Bf16 => halves()?.into_iter().map(format::bf16_to_f32).collect(),
-            SlotFormat::Block8(code) => {
-                let mut codes = vec![0_u8; len];
-                self.engine.read(parameter, part, 0, &mut codes)?;
-                let scales = self.read_f32(parameter, Part::Scales(nth), len.div_ceil(format::BLOCK))?;
-                let decode = match code {
-                    format::Code8::Signed => format::decode_signed,
-                    format::Code8::Positive => format::decode_positive,
-                };
-                let blocks = codes.chunks(format::BLOCK).zip(scales);
-                blocks.flat_map(|(codes, scale)| codes.iter().map(move |&code| decode(code, scale))).collect()
-            }
-        })
+        let (len, from) = (slot.shape.len(tensor.parameter.shape()), tensor.slot_format(slot));
+        if from == SlotFormat::F32 {
+            return self.read_f32(parameter, Part::Slot(nth), len);
+        }
+        let mut bytes = vec![0; len * state::element_of(from).size()];
+        self.engine.read(parameter, Part::Slot(nth), 0, &mut bytes)?;
+        let mut scales = Vec::new();
+        if matches!(from, SlotFormat::Block8(_)) {
+            scales.resize(len.div_ceil(format::BLOCK) * size_of::<f32>(), 0);
+            self.engine.read(parameter, Part::Scales(nth), 0, &mut scales)?;
+        }
+        let mut values = Vec::with_capacity(len);
+        state::decode(from, &bytes, &scales, &mut values);
+        Ok(values)
     }
 
     fn check_memory(&self, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {

@@ -383,6 +383,51 @@ impl<'de> Deserialize<'de> for Lars {
     }
 }
 
+/// Numbers that may be infinite, which JSON has no word for: a number, or its name.
+pub(crate) mod float {
+    use serde::de::{Error, Unexpected, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+    pub(crate) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        if x.is_finite() { serializer.serialize_f64(*x) } else { serializer.collect_str(x) }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        struct Float;
+
+        impl Visitor<'_> for Float {
+            type Value = f64;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number, \"inf\" or \"-inf\"")
+            }
+
+            fn visit_f64<E>(self, x: f64) -> Result<f64, E> {
+                Ok(x)
+            }
+
+            fn visit_u64<E>(self, x: u64) -> Result<f64, E> {
+                Ok(x as f64)
+            }
+
+            fn visit_i64<E>(self, x: i64) -> Result<f64, E> {
+                Ok(x as f64)
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<f64, E> {
+                match name {
+                    "inf" => Ok(f64::INFINITY),
+                    "-inf" => Ok(f64::NEG_INFINITY),
+                    _ => Err(E::invalid_value(Unexpected::Str(name), &self)),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(Float)
+    }
+}
+
 /// Defaults of fields, as the functions that serde asks for. Each is that of the constructor.
 pub(crate) mod default {
     use crate::rules::{Lamb, lars};

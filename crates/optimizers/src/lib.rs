@@ -36,21 +36,26 @@
 //!
 //! This crate has no logic: it re-exports the contract (`optim-core`) and the backends (`optim-cpu`, `optim-gpu`), and adds
 //! the run-time choice [`Backend`]. Its features `cpu` and `gpu`, both on by default, decide which backends are built. Its
-//! feature `serde` writes and reads rules, rates and schedules as data: see `core::serialization`.
+//! feature `serde` writes and reads rules, rates and schedules as data: see `core::serialization`. Its feature `safetensors` saves and
+//! loads an optimizer's state: the module `checkpoint`.
 #![forbid(unsafe_code)]
 
 mod backend;
 
 pub use backend::Backend;
+/// State files.
+#[cfg(feature = "safetensors")]
+pub use optim_checkpoint as checkpoint;
 /// The contract, for those who write a backend: the traits [`Backend`](optim_core::Backend) and
 /// [`Engine`](optim_core::Engine).
 pub use optim_core as core;
 pub use optim_core::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder,
     Centralization, DType, DeviceMemory, DynamicLossScale, Ema, Error, Estimate, Explanation, FixedLossScale, Ftrl,
-    Grad, Gradients, Group, IntoBackend, Lamb, Lars, LazyAdam, Lion, LossScale, Master, Momentum, NAdam, Optimizer,
-    Outcome, ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule,
-    Select, Sgd, Skip, StateDType, StepReport, Values, dynamic_lr, rule, schedule,
+    Grad, Gradients, Group, Hyper, IntoBackend, Lamb, Lars, LazyAdam, Lion, LoadOptions, LoadReport, LossScale, Master,
+    Momentum, NAdam, Optimizer, Outcome, ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result,
+    RmsProp, Rprop, Rule, Schedule, Select, Sgd, Skip, State, StateDType, StateMeta, StateSource, StepReport, Values,
+    dynamic_lr, rule, schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;

@@ -80,11 +80,7 @@ impl Optimizer {
         };
         edit(config);
         validate_rule(&rule, &place)?;
-        let shape = |rule: &Rule| {
-            let spec = rule.spec();
-            (spec.entry(), spec.passes(), spec.has_trust(), spec.offloaded(), spec.slots())
-        };
-        if shape(&rule) != shape(own.rule()) {
+        if !same_state(&rule, own.rule()) {
             let expected = "a change that leaves the rule's state as it is: build anew for this one";
             return Err(Error::HyperParameter { name: name(), expected, got: format!("{rule:?}") });
         }
@@ -183,10 +179,18 @@ impl Optimizer {
 
     /// The powers of a group's betas after all updates so far, as if it had been there from the start: the step count, and so bias
     /// corrections and schedules, are the optimizer's.
-    fn powers_of(&self, group: usize) -> [f32; 2] {
+    pub(super) fn powers_of(&self, group: usize) -> [f32; 2] {
         let betas = self.groups[group].rule().spec().betas().map(crate::rules::single);
         betas.map(|beta| {
-            (0..self.step).try_fold(1.0_f32, |power, _| (power > 0.0).then_some(power * beta)).unwrap_or(0.0)
+            let mut power = 1.0_f32;
+            for _ in 0..self.step {
+                let next = power * beta;
+                if next.to_bits() == power.to_bits() {
+                    break;
+                }
+                power = next;
+            }
+            power
         })
     }
 
@@ -283,4 +287,13 @@ impl Optimizer {
     pub fn group_named(&self, name: &str) -> Result<usize> {
         find("group", self.groups.iter().map(|group| group.name().unwrap_or_default()), name)
     }
+}
+
+/// Whether two rules of one kernel keep the same state and walk in the same way.
+pub(super) fn same_state(rule: &Rule, other: &Rule) -> bool {
+    let shape = |rule: &Rule| {
+        let spec = rule.spec();
+        (spec.entry(), spec.passes(), spec.has_trust(), spec.offloaded(), spec.slots())
+    };
+    shape(rule) == shape(other)
 }

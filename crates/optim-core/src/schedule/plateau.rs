@@ -73,10 +73,12 @@ pub struct ReduceOnPlateau {
 
 /// The progress of a [`ReduceOnPlateau`], to save and to [`restore`](ReduceOnPlateau::restore).
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct PlateauState {
     /// The rate: finite and ≥ 0.
     pub lr: f64,
     /// The best metric: a number or an infinity. Before the first observation the worst there is, `+∞` with [`Mode::Min`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::serialization::float"))]
     pub best: f64,
     /// Observations in a row that were not better.
     pub num_bad_epochs: u64,

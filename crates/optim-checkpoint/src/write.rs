@@ -1,0 +1,106 @@
+//! Files that are written.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use optim_core::state::State;
+use optim_core::{Error, Optimizer, Result};
+
+use crate::header;
+
+/// The bytes that are copied at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Saves the state of an optimizer to a file, in place of one that is there; how many bytes it has.
+///
+/// The state is written in pieces, without a copy of it in memory, to a file beside the one that is meant; that is forced to the disk and
+/// then takes the other's name. So whatever happens, a crash too, there is the old file or the new one, whole. After a crash a file
+/// `.<name>.<process>.<number>.tmp` may be left beside it, which can be removed. A symbolic link is replaced, not followed.
+///
+/// # Errors
+/// [`Error::File`] for what the operating system refuses: the old file is as it was. Those of [`Optimizer::state`].
+pub fn save(optimizer: &mut Optimizer, path: impl AsRef<Path>) -> Result<u64> {
+    let path = path.as_ref();
+    let state = optimizer.state()?;
+    let refuse = |path: &Path, doing: &str, error: io::Error| Error::File {
+        path: path.display().to_string(),
+        detail: format!("{doing}: {error}"),
+    };
+    let Some(temporary) = beside(path) else {
+        return Err(refuse(path, "saving", io::Error::new(io::ErrorKind::InvalidInput, "it names no file")));
+    };
+    let created = OpenOptions::new().write(true).create_new(true).open(&temporary);
+    let mut file = created.map_err(|error| refuse(&temporary, "creating", error))?;
+    let saved = write_as(&state, &mut file, &temporary.display().to_string()).and_then(|len| {
+        file.sync_all().map_err(|error| refuse(&temporary, "forcing to the disk", error))?;
+        drop(file);
+        fs::rename(&temporary, path).map_err(|error| refuse(path, "replacing", error))?;
+        Ok(len)
+    });
+    if saved.is_err() {
+        // What failed is the error, not that this fails too.
+        let _ = fs::remove_file(&temporary);
+        return saved;
+    }
+    sync_directory(path).map_err(|error| refuse(path, "forcing its directory to the disk", error))?;
+    saved
+}
+
+/// A name beside a file that no other save has.
+fn beside(path: &Path) -> Option<PathBuf> {
+    static SAVES: AtomicU64 = AtomicU64::new(0);
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(format!(".{}.{}.tmp", process::id(), SAVES.fetch_add(1, Ordering::Relaxed)));
+    Some(path.with_file_name(name))
+}
+
+/// Makes a rename last: the directory is what has changed.
+#[cfg(unix)]
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Directories cannot be forced to the disk here.
+#[cfg(not(unix))]
+fn sync_directory(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Writes a state, as [`save`] does to its file, to anything that takes bytes; how many there were.
+///
+/// # Errors
+/// [`Error::File`] for what the writer refuses, and for a header of more than 100 MB; what reading from the device returns.
+pub fn write(state: &State<'_>, to: &mut impl Write) -> Result<u64> {
+    write_as(state, to, "the writer of a state")
+}
+
+fn write_as(state: &State<'_>, to: &mut impl Write, name: &str) -> Result<u64> {
+    let refuse = |detail: String| Error::File { path: name.to_owned(), detail };
+    let arrays = state.arrays();
+    let order = header::order(arrays);
+    let text = header::encode(state.meta(), arrays, &order).map_err(|problem| refuse(format!("writing: {problem}")))?;
+    let mut len = 0;
+    let mut put = |bytes: &[u8]| {
+        len += bytes.len() as u64;
+        to.write_all(bytes).map_err(|error| refuse(format!("writing: {error}")))
+    };
+    put(&(text.len() as u64).to_le_bytes())?;
+    put(&text)?;
+    let mut chunk = vec![0; CHUNK];
+    for array in order {
+        let (size, elements) = (arrays[array].element.size(), arrays[array].elements().unwrap_or_default());
+        let most = CHUNK / size;
+        for first in (0..elements).step_by(most) {
+            let bytes = &mut chunk[..most.min(elements - first) * size];
+            state.read(array, first, bytes)?;
+            put(bytes)?;
+        }
+    }
+    to.flush().map_err(|error| refuse(format!("writing: {error}")))?;
+    Ok(len)
+}
