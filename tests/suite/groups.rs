@@ -66,7 +66,7 @@ fn places(groups: impl IntoIterator<Item = ParamGroup>) -> Result<[String; 7]> {
 /// The numbers of the groups.
 #[track_caller]
 fn assert_places(groups: impl IntoIterator<Item = ParamGroup>, expected: [usize; 7]) {
-    assert_eq!(places(groups).unwrap(), expected.map(|group| format!("group {group}")));
+    assert_eq!(places(groups).unwrap(), expected.map(|group| format!("group {group}")), "the groups");
 }
 
 fn glob(pattern: &str) -> ParamGroup {
@@ -338,8 +338,7 @@ on_every_backend! {
             });
             training.run("edited by hand")
         };
-        let schedule = cycle.clone();
-        let varied = base().groups([rest().vary(move |adam: &mut Adam, update| adam.beta1 = schedule.at(update))]);
+        let varied = base().groups([rest().vary(move |adam: &mut Adam, update| adam.beta1 = cycle.at(update))]);
         let varied = trained(varied, target, &problem, "varied");
         assert_same(&varied, &by_hand(&|update| cycle.at(update)));
         assert_differ(&varied, &trained(base(), target, &problem, "constant"));
