@@ -137,8 +137,8 @@ impl Optimizer {
     }
 
     /// Adds a group of listed parameters, which come behind all others in a step. It inherits what the optimizer was built with
-    /// (layer-wise decay of rates counts its layers by themselves). Their
-    /// state begins anew, at the optimizer's step count; that of the others goes on. All state is copied once.
+    /// (layer-wise decay of rates counts its layers by themselves). Their state begins
+    /// anew, at the optimizer's step count; that of the others goes on. All state is copied once.
     ///
     /// # Errors
     /// As [`Builder::build`](crate::Builder::build); [`Error::State`] while gradients are accumulated or averages stand in the parameters.
