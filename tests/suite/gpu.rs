@@ -537,7 +537,7 @@ mod work {
                 own
             };
             let (wide, narrow) = (spread(DType::F32, 7), spread(DType::Bf16, 300));
-            let params: Vec<_> = dtypes.iter().enumerate().map(|(i, &dtype)| match dtype {
+            let params = dtypes.iter().enumerate().map(|(i, &dtype)| match dtype {
                 DType::F32 => wide[i].clone(),
                 _ => narrow[i].clone(),
             });
