@@ -67,6 +67,7 @@ mod buffer;
 mod device;
 mod engine;
 mod factored;
+mod guard;
 mod kind;
 mod layout;
 mod offload;

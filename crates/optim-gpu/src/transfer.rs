@@ -171,7 +171,9 @@ impl Context {
                 Some(*end - region.size)
             })
             .collect();
-        self.download(self.encoder()?, regions, |item, first, part| copy_bytes(part, &mut bytes[starts[item] + first..]))
+        self.download(self.encoder()?, regions, |item, first, part| {
+            copy_bytes(part, &mut bytes[starts[item] + first..])
+        })
     }
 }
 
