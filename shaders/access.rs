@@ -428,10 +428,11 @@ impl Accessors<'_> {
             }
             Master::Split => {
                 for component in COMPONENTS {
-                    let _ = writeln!(text, "    let {component} = split(x.{component});");
+                    let _ = writeln!(text, "    let pair_{component} = split(x.{component});");
                 }
-                line(text, "    set_bits_param(at.param, on, vec4<u32>(x.x, y.x, z.x, w.x));");
-                line(text, "    set_bits_master(at.state, on, vec4<u32>(x.y, y.y, z.y, w.y));");
+                let [upper, lower] = ["x", "y"].map(|half| four(|c| format!("pair_{c}.{half}"), "u32"));
+                let _ = writeln!(text, "    set_bits_param(at.param, on, {upper});");
+                let _ = writeln!(text, "    set_bits_master(at.state, on, {lower});");
             }
         }
         line(text, "}\n");

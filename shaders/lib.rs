@@ -169,11 +169,14 @@ pub enum Work {
     Shape,
     /// Replaces the parameter by `grads`, as an update does.
     Store,
+    /// Moves the average alone.
+    Average,
 }
 
 impl Work {
     /// All.
-    pub const ALL: [Self; 6] = [Self::Seed, Self::SwapIn, Self::SwapOut, Self::Load, Self::Shape, Self::Store];
+    pub const ALL: [Self; 7] =
+        [Self::Seed, Self::SwapIn, Self::SwapOut, Self::Load, Self::Shape, Self::Store, Self::Average];
 
     /// Whether it writes `grads`.
     #[must_use]
@@ -203,7 +206,7 @@ pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access)
         units(&mut text, 8, "tile");
     }
     text.push_str(MAIN);
-    if work == Work::Store {
+    if matches!(work, Work::Store | Work::Average) {
         text.push_str(RETURN_IF_SKIPPED);
     }
     text.push_str(RETURN_BEYOND);
@@ -238,8 +241,12 @@ pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access)
             line(&mut text, "    scratch_p[at.state / 4u] = p_4;\n    scratch_g[at.state / 4u] = g_4;");
         }
         Work::Store => {
-            line(&mut text, "    let p_4 = load_g(at, on);");
-            after(&mut text, storage);
+            line(&mut text, "    let p_4 = load_g(at, on);\n    store_p(at, on, p_4);");
+            average(&mut text, storage);
+        }
+        Work::Average => {
+            line(&mut text, "    let p_4 = load_p(at, on);");
+            average(&mut text, storage);
         }
     }
     line(&mut text, "}");
@@ -607,7 +614,8 @@ fn main(text: &mut String, storage: &Storage, entry: &str, rows: bool) {
             line(text, &format!("    store_s{slot}(at, on, s{slot}_4);"));
         }
     }
-    after(text, storage);
+    line(text, "    store_p(at, on, p_4);");
+    average(text, storage);
     line(text, "}");
 }
 
@@ -633,9 +641,8 @@ fn shape(text: &mut String, nth: usize, component: &str, rows: bool) {
     }
 }
 
-/// What follows once the new parameter is known.
-fn after(text: &mut String, storage: &Storage) {
-    line(text, "    store_p(at, on, p_4);");
+/// Moves the average towards the new parameter.
+fn average(text: &mut String, storage: &Storage) {
     if storage.ema {
         text.push_str(
             "    if (record.stages.ema != 0.0) {

@@ -10,7 +10,7 @@ use optim_core::backend::{
 };
 use optim_core::format::Master;
 use optim_core::guard::{Control, Guard, Verdict};
-use optim_core::rule::Sparse;
+use optim_core::rule::{Slot, Sparse};
 use optim_core::{DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::{Access, Format, Work};
 
@@ -38,6 +38,8 @@ const RECORD: usize = 32;
 pub(crate) struct GpuEngine {
     context: Arc<Context>,
     tensors: Vec<Tensor>,
+    /// For each rule its slots.
+    slots: Vec<Vec<Slot>>,
     kinds: Vec<Kind>,
     /// For each tensor its kind, and which of that kind's members it is.
     kind_of: Vec<(usize, usize)>,
@@ -57,6 +59,8 @@ pub(crate) struct GpuEngine {
     by_rows: Vec<bool>,
     /// The running sums of rows that lie in two pieces.
     carries: wgpu::Buffer,
+    /// Whether averages are in the parameters' memory.
+    swapped: bool,
 }
 
 /// Dispatches that are made for one step: what comes before the schedule's updates, and what after them.
@@ -106,6 +110,7 @@ impl GpuEngine {
             kinds: programs.into_iter().map(kind).collect::<Result<_>>()?,
             kind_of,
             tensors: plan.tensors.to_vec(),
+            slots: plan.rules.iter().map(|rule| rule.spec().slots()).collect(),
             accumulate: Arc::new(Program::accumulate()),
             nothing: context.create_buffer("nothing", 256, USAGE, false)?,
             ring: None,
@@ -116,6 +121,7 @@ impl GpuEngine {
             guard: GuardMemory::new(&context)?,
             by_rows: vec![false; plan.tensors.len()],
             carries: context.create_buffer("carries", 2 * 16 * u64::from(optim_shaders::LANES), USAGE, false)?,
+            swapped: false,
             context,
         })
     }
@@ -495,6 +501,21 @@ impl GpuEngine {
         self.finish(downloads, params).map(drop)
     }
 
+    /// Checks that an array has these elements.
+    fn check_part(&self, parameter: usize, part: Part, first: usize, bytes: usize) -> Result<()> {
+        let tensor = &self.tensors[parameter];
+        let arrays = tensor.arrays(&self.slots[tensor.rule]);
+        let found = arrays.iter().find(|(candidate, ..)| *candidate == part).and_then(|(_, element, len)| {
+            let end = first.checked_mul(element.size())?.checked_add(bytes)?;
+            (end <= len * element.size()).then_some(())
+        });
+        found.ok_or_else(|| Error::Unknown {
+            what: "array",
+            name: format!("{part:?} of {} from element {first} on, {bytes} bytes", self.name(parameter)),
+            expected: format!("{arrays:?}"),
+        })
+    }
+
     fn unsupported<T>(&self, what: String) -> Result<T> {
         Err(Error::Unsupported { what, backend: "gpu".into() })
     }
@@ -559,11 +580,13 @@ impl Engine for GpuEngine {
             if !is_sparse(grad) || pair.is_absent() {
                 continue;
             }
-            if update.rows[tensor].rows.is_empty() && !all[tensor] {
-                *pair = Pair::ABSENT;
-            } else if self.kinds[self.kind_of[tensor].0].program.storage.in_blocks() {
+            let storage = &self.kinds[self.kind_of[tensor].0].program.storage;
+            if storage.in_blocks() {
                 let name = self.name(tensor);
-                return self.unsupported(format!("a row-sparse gradient ({name:?}) with state in 8 bits"));
+                return self.unsupported(format!("a row-sparse gradient ({name:?}) with 8-bit state"));
+            }
+            if update.rows[tensor].rows.is_empty() && !all[tensor] && !storage.ema {
+                *pair = Pair::ABSENT;
             }
         }
         let guard = update.guard;
@@ -653,7 +676,7 @@ impl Engine for GpuEngine {
             match grad {
                 Grad::Rows(..) => {
                     let name = self.name(tensor);
-                    return self.unsupported(format!("accumulation of a row-sparse gradient ({name:?})"));
+                    return self.unsupported(format!("accumulating a row-sparse gradient ({name:?})"));
                 }
                 Grad::None if fresh[tensor] => zeros.push(tensor),
                 Grad::None => {}
@@ -672,13 +695,29 @@ impl Engine for GpuEngine {
     }
 
     fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()> {
+        if into == self.swapped {
+            let (what, expected) = if into {
+                ("the averages are in the parameters' memory", "bring the parameters back first")
+            } else {
+                ("the parameters are in their memory", "put the averages there first")
+            };
+            return Err(Error::State { what, expected });
+        }
         let work = if into { Work::SwapIn } else { Work::SwapOut };
         let keeps: Vec<bool> = self.tensors.iter().map(|tensor| tensor.ema).collect();
-        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside))
+        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside))?;
+        self.swapped = into;
+        if !into {
+            // Schedules that bind what was kept go with it.
+            self.schedules.retain(|schedule| !schedule.is_swap());
+            self.kinds.iter_mut().for_each(|kind| kind.drop_own(Own::Aside));
+        }
+        Ok(())
     }
 
     fn read(&self, parameter: usize, part: Part, first: usize, bytes: &mut [u8]) -> Result<()> {
         self.context.ready()?;
+        self.check_part(parameter, part, first, bytes.len())?;
         let (kind, member) = self.kind_of[parameter];
         let kind = &self.kinds[kind];
         if let Some(offload) = &kind.offload {
@@ -702,6 +741,7 @@ impl Engine for GpuEngine {
 
     fn write(&mut self, parameter: usize, part: Part, first: usize, bytes: &[u8]) -> Result<()> {
         self.context.ready()?;
+        self.check_part(parameter, part, first, bytes.len())?;
         let (kind, member) = self.kind_of[parameter];
         let kind = &mut self.kinds[kind];
         let mut rest = bytes;

@@ -227,6 +227,11 @@ impl Kind {
         Ok(())
     }
 
+    /// Gives it up.
+    pub(crate) fn drop_own(&mut self, own: Own) {
+        self.own.remove(&own);
+    }
+
     /// Its pages; none before they are [needed](Self::need).
     pub(crate) fn own(&self, own: Own) -> &[wgpu::Buffer] {
         self.own.get(&own).map_or(&[], |pages| pages)

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use optim_core::backend::RowList;
 use optim_core::{Error, Result};
-use optim_shaders::{Access, Format, WORKGROUP};
+use optim_shaders::{Access, Format, WORKGROUP, Work};
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
@@ -102,7 +102,7 @@ impl RowGrad<'_> {
         Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid, records: false, page: None }))
     }
 
-    /// What is updated of a piece, in order: the listed rows, and for all rows what lies between them.
+    /// A piece, in order: the listed rows, and what lies between them, which has no gradient.
     fn extents(&self, piece: Piece) -> Vec<Extent> {
         let range = piece.range();
         let grads = self.width * if self.sums.is_some() { self.list.rows.len() } else { self.list.positions.len() };
@@ -130,16 +130,12 @@ impl RowGrad<'_> {
                 break;
             }
             let (start, end) = (row.max(range.start), (row + self.width).min(range.end));
-            if self.all {
-                add(done, start, None);
-            }
+            add(done, start, None);
             let nth = if self.sums.is_some() { nth } else { self.list.positions[nth] as usize };
             add(start, end, Some(nth * self.width + start - row));
             done = end;
         }
-        if self.all {
-            add(done, range.end, None);
-        }
+        add(done, range.end, None);
         extents
     }
 }
@@ -172,7 +168,7 @@ pub(crate) fn updates<'a>(
     pairs: &[Pair<&'a GpuBuffer>],
     record_of: &[u32],
 ) -> Result<Vec<Dispatch>> {
-    let mut runs = Runs::default();
+    let (mut runs, mut averages) = (Runs::default(), Runs::default());
     for grad in grads {
         let (nth, member) = parts.kind_of[grad.tensor];
         let kind = &parts.kinds[nth];
@@ -190,10 +186,18 @@ pub(crate) fn updates<'a>(
                 let second = !whole && kind.program.storage.shares_words() && nth_extent % 2 == 1;
                 let skipped = (extent.element - piece.start) as u64;
                 let param = Place { offset: param.offset + skipped * param.size(), ..param };
-                runs.add(parts, (nth, piece.page, access, second), [param, values], extent);
+                let group = (nth, piece.page, access, second);
+                if grad.all || extent.grad.is_some() {
+                    runs.add(parts, group, [param, values], extent);
+                } else if kind.program.storage.ema {
+                    averages.add(parts, group, [param, values], extent);
+                }
             }
         }
     }
     let update = |grad, access| Stage::Update(grad, access, false);
-    runs.dispatches(parts, None, update, record_of)
+    let mut dispatches = runs.dispatches(parts, None, update, record_of)?;
+    let average = |grad, access| Stage::Work(Work::Average, grad, access);
+    dispatches.extend(averages.dispatches(parts, None, average, record_of)?);
+    Ok(dispatches)
 }

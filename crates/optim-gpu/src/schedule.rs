@@ -182,6 +182,11 @@ impl Schedule {
             && self.pairs.iter().zip(pairs).all(same)
     }
 
+    /// Whether it swaps averages and parameters.
+    pub(crate) fn is_swap(&self) -> bool {
+        matches!(self.job, Job::Work(Work::SwapIn | Work::SwapOut))
+    }
+
     /// Checks the memory and makes the dispatches. Nothing that the caller can see is changed.
     pub(crate) fn new(parts: &Parts<'_>, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
