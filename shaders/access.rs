@@ -428,9 +428,9 @@ impl Accessors<'_> {
             }
             Master::Split => {
                 for component in COMPONENTS {
-                    let _ = writeln!(text, "    let pair_{component} = split(x.{component});");
+                    let _ = writeln!(text, "    let half_{component} = split(x.{component});");
                 }
-                let [upper, lower] = ["x", "y"].map(|half| four(|c| format!("pair_{c}.{half}"), "u32"));
+                let [upper, lower] = ["x", "y"].map(|half| four(|c| format!("half_{c}.{half}"), "u32"));
                 let _ = writeln!(text, "    set_bits_param(at.param, on, {upper});");
                 let _ = writeln!(text, "    set_bits_master(at.state, on, {lower});");
             }
