@@ -9,9 +9,9 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use optim_shaders::{
     ACCUMULATE, Access, BLOCK, FACTORED_WALKS, FORMATS, Format, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Master, Moments,
-    NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, SlotFormat, Storage, TILE, WORKGROUP, Work, compose,
-    compose_decide, compose_factored, compose_finish, compose_guard_measure, compose_guard_totals, compose_measure,
-    compose_rows, compose_units, compose_work, rule,
+    NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, SlotFormat, Storage, TILE, WORKGROUP, Work, compose, compose_decide,
+    compose_factored, compose_finish, compose_guard_measure, compose_guard_totals, compose_measure, compose_rows,
+    compose_units, compose_work, rule,
 };
 use optimizers::Rule;
 use optimizers::core::backend::{Shaping, Stages, Trust};
