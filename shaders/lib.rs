@@ -1,8 +1,8 @@
 //! The update kernels of the [`optimizers`](https://docs.rs/optimizers) library as WGSL text. Strings only, no dependencies.
 //!
 //! A rule's file holds the arithmetic for one element and is valid WGSL by itself. [`compose`] writes around it what a GPU
-//! needs: bindings, the loads and stores of a lane, `main`. A storage format or another stage is a change there and touches
-//! no rule.
+//! needs: bindings, the loads and stores of a lane, `main`. How numbers are kept ([`Storage`]) is known there alone, and
+//! touches no rule.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;

@@ -8,6 +8,7 @@ use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use half::{bf16, f16};
 use optim_tests::engine::{Case, Driven, Formats, record};
 use optim_tests::tolerance::ENGINE;
 use optim_tests::{Naive, Random, gpu, gpu_is_llvmpipe};
@@ -313,6 +314,51 @@ mod numbers {
         }
     }
 
+    /// The caller's memory of 16-bit elements, of odd lengths: the same as in memory of ours, and what lies after them is not
+    /// touched, not even in the same word.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_16_bits_do_not_touch_what_is_next_to_them() {
+        let mut random = Random::new(8);
+        let lens = [1, 3, 65, 254, 259];
+        for (master, state) in [
+            (Master::F32, StateDType::F32),
+            (Master::Split, StateDType::Bf16),
+            (Master::Stochastic, StateDType::Block8),
+        ] {
+            let named = lens.iter().map(|&len| Parameter::new(len.to_string(), [len]).with_dtype(DType::Bf16));
+            let builder = Adam::new(0.1).params(named).master(master).state_dtype(state);
+            let narrow = |values: Vec<f32>| -> Vec<bf16> { values.into_iter().map(bf16::from_f32).collect() };
+            let starts = lens.map(|len| narrow(random.tensor(len)));
+            let ours: Vec<_> = starts.iter().map(|start| gpu().buffer_of(start).unwrap()).collect();
+            // Each in the middle of a buffer that is full of another number.
+            let other = bf16::from_f32(7.0);
+            let whole: Vec<_> = lens.iter().map(|_| gpu().buffer_of(&[other; 512]).unwrap()).collect();
+            let theirs: Vec<_> = (whole.iter().zip(lens))
+                .map(|(whole, len)| gpu().wrap_of(DType::Bf16, whole.wgpu().clone(), 256, len).unwrap())
+                .collect();
+            for (buffer, start) in theirs.iter().zip(&starts) {
+                buffer.write_of(start).unwrap();
+            }
+            let mut optimizers = [(); 2].map(|()| builder.clone().build(gpu().clone()).unwrap());
+            for _ in 0..2 {
+                let grads: Vec<_> = lens.iter().map(|&len| narrow(random.tensor(len))).collect();
+                let padded: Vec<_> = grads.iter().map(|grad| Some(gpu().buffer_of(grad).unwrap())).collect();
+                for (optimizer, params) in optimizers.iter_mut().zip([&ours, &theirs]) {
+                    device_step(optimizer, params, &padded).unwrap();
+                }
+            }
+            for (((ours, theirs), whole), start) in ours.iter().zip(&theirs).zip(&whole).zip(&starts) {
+                let expected = ours.read_of::<bf16>().unwrap();
+                assert_ne!(expected, *start, "{master:?} {state:?}: updated");
+                assert_eq!(theirs.read_of::<bf16>().unwrap(), expected, "{master:?} {state:?}");
+                let mut all = vec![other; 512];
+                all[128..128 + start.len()].copy_from_slice(&expected);
+                assert_eq!(whole.read_of::<bf16>().unwrap(), all, "{master:?} {state:?}: the whole buffer");
+            }
+        }
+    }
+
     /// Odd lengths within the caller's buffers: what lies before and after them is not touched.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
@@ -477,6 +523,50 @@ mod work {
         });
     }
 
+    /// Parameters and gradients need not lie alike: one dispatch for each kind, whatever the order of either.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_memory_that_lies_otherwise_is_one_dispatch_for_each_kind() {
+        COUNTED.with(|backend| {
+            let lens = [65, 3, 1000, 64, 257];
+            let dtypes = [DType::F32, DType::Bf16, DType::F32, DType::F32, DType::Bf16];
+            // In buffers with others between them, in the opposite order, gradients also of another type.
+            let spread = |dtype, gap: usize| {
+                let padded: Vec<_> = lens.iter().rev().flat_map(|&len| [len, gap]).collect();
+                let arena = backend.arena_of(dtype, &padded).unwrap();
+                let mut own: Vec<_> = arena.into_iter().step_by(2).collect();
+                own.reverse();
+                own
+            };
+            let (wide, narrow) = (spread(DType::F32, 7), spread(DType::Bf16, 300));
+            let params = dtypes.iter().enumerate().map(|(i, &dtype)| match dtype {
+                DType::F32 => wide[i].clone(),
+                _ => narrow[i].clone(),
+            });
+            let params: Vec<_> = params.collect();
+            let gradients = spread(DType::F16, 5);
+            for (gradient, len) in gradients.iter().zip(lens) {
+                gradient.write_of(&vec![f16::ONE; len]).unwrap();
+            }
+            let gradients: Vec<_> = gradients.into_iter().map(Some).collect();
+            let named = lens.iter().zip(dtypes).enumerate();
+            let named = named.map(|(i, (&len, dtype))| Parameter::new(format!("w{i}"), [len]).with_dtype(dtype));
+            let mut optimizer = Momentum::new(0.5, 0.9).params(named).build(backend.clone()).unwrap();
+            device_step(&mut optimizer, &params, &gradients).unwrap();
+            let before = gpu_counters();
+            device_step(&mut optimizer, &params, &gradients).unwrap();
+            assert_eq!(since(before), [2, 1, 0], "dispatches, submits, waits");
+            // −0.5 · (1 + 1.9)
+            for ((param, dtype), len) in params.iter().zip(dtypes).zip(lens) {
+                match dtype {
+                    DType::F32 => assert_eq!(param.read().unwrap(), vec![-1.45; len]),
+                    _ => assert_eq!(param.read_of::<bf16>().unwrap(), vec![bf16::from_f32(-1.45); len]),
+                }
+            }
+            assert!(wide[1].read().unwrap().iter().all(|&p| p == 0.0), "another's memory");
+        });
+    }
+
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn of_host_gradients_is_one_dispatch_and_no_wait() {
@@ -544,6 +634,12 @@ mod memory {
         arena[2].write(&[4.0; 65]).unwrap();
         assert_eq!(arena[0].read().unwrap(), [1.0, 2.0, 3.0]);
         assert_eq!(arena[2].read().unwrap(), [4.0; 65]);
+        let halves = [1.5, -2.0, 0.1].map(f16::from_f32);
+        let narrow = gpu().buffer_of(&halves).unwrap();
+        assert_eq!(narrow.read_of::<f16>().unwrap(), halves);
+        let error = narrow.read().unwrap_err();
+        let (what, name) = ("buffer", "GpuBuffer".into());
+        assert_eq!(error, Error::DType { what, name, expected: DType::F32, got: DType::F16 });
         let error = arena[0].write(&[1.0]).unwrap_err();
         assert_eq!(error, Error::Length { what: "buffer", name: "GpuBuffer".into(), expected: 3, got: 1 });
     }

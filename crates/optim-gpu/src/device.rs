@@ -23,9 +23,10 @@ const MAX_WINDOW: u64 = 1 << 31;
 /// How a [`GpuBackend`](crate::GpuBackend) behaves. The default is right for almost everyone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpuOptions {
-    /// The largest part of a buffer that one dispatch sees; `None` for what the device allows. It is rounded down to a multiple
-    /// of 256 bytes, and up to 256; for rules that sum over a parameter, to a multiple of 64 KiB. State is kept in buffers of
-    /// this size, and longer tensors are walked in windows of it.
+    /// The largest part of a buffer that one dispatch sees; `None` for what the device allows. State is kept in pages of at most
+    /// this size, and a tensor whose state is more is walked page by page. A page has room for a multiple of 64 elements, and at
+    /// least for that many, whatever this is; for a multiple of 256 with 8-bit state, and of 16,384 for rules that sum over a
+    /// parameter.
     pub window_bytes: Option<u64>,
     /// How long to wait for the device before giving up with [`Error::Timeout`]. Default 60 s.
     pub timeout: Duration,
@@ -74,7 +75,7 @@ pub(crate) struct Context {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
     pub(crate) limits: wgpu::Limits,
-    /// The largest part of a buffer that one dispatch sees, in elements: a multiple of [`ALIGNMENT`].
+    /// The largest part of a buffer that one dispatch sees, in words: a multiple of [`ALIGNMENT`].
     pub(crate) window: usize,
     /// The most bytes that one binding can have, whatever the window.
     pub(crate) binding: u64,

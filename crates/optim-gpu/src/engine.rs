@@ -11,7 +11,7 @@ use optim_core::backend::{
 use optim_core::format::Master;
 use optim_core::guard::{Control, Guard, Verdict};
 use optim_core::rule::{Slot, Sparse};
-use optim_core::{DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
+use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::{Access, Format, Work};
 
 use crate::GpuBuffer;
@@ -183,7 +183,8 @@ impl GpuEngine {
         }
     }
 
-    /// Makes the memory of our own that these need and that is not there yet. Row-sparse gradients have theirs elsewhere.
+    /// Makes the memory of our own that these need and that is not there yet. Row-sparse gradients have theirs elsewhere. There are
+    /// gradients only for an update.
     fn stage(&mut self, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
         for (tensor, pair) in pairs.iter().enumerate() {
             let kind = &mut self.kinds[self.kind_of[tensor].0];
@@ -193,7 +194,8 @@ impl GpuEngine {
                     kind.need(&self.context, *own)?;
                 }
             }
-            if kind.factored.is_some() && (kind.needs_copy() || pair.grad.format(kind) != Format::F32) {
+            let Some(grad) = grads.get(tensor).filter(|_| !pair.is_absent()) else { continue };
+            if kind.factored.is_some() && (kind.needs_copy() || grad.dtype() != Some(DType::F32)) {
                 kind.need(&self.context, Own::ScratchParams)?;
                 kind.need(&self.context, Own::ScratchGrads)?;
             }

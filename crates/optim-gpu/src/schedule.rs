@@ -525,12 +525,15 @@ impl<'a> Bounds<'a> {
     }
 }
 
+/// A buffer, and the format of its elements.
+type Source<'a> = (&'a wgpu::Buffer, Format);
+
 /// The runs of a step.
 #[derive(Debug, Default)]
 pub(crate) struct Runs<'a> {
     list: Vec<Run<'a>>,
     /// The latest of each sort.
-    latest: HashMap<(Group, [(&'a wgpu::Buffer, Format); 2]), usize>,
+    latest: HashMap<(Group, [Source<'a>; 2]), usize>,
 }
 
 impl<'a> Runs<'a> {
