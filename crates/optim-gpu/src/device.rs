@@ -47,6 +47,8 @@ pub struct Counters {
     pub submits: u64,
     /// Times the host waited for the device.
     pub waits: u64,
+    /// Times the host asked the device, without waiting, what is done.
+    pub polls: u64,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +56,7 @@ pub(crate) struct Counts {
     pub(crate) dispatches: AtomicU64,
     pub(crate) submits: AtomicU64,
     pub(crate) waits: AtomicU64,
+    pub(crate) polls: AtomicU64,
 }
 
 /// What the device told its handlers.
@@ -255,7 +258,7 @@ impl Context {
         let needs = [
             ("max_compute_workgroup_size_x", lanes, limits.max_compute_workgroup_size_x.into()),
             (group, lanes, limits.max_compute_invocations_per_workgroup.into()),
-            ("max_compute_workgroup_storage_size", 16 * lanes, limits.max_compute_workgroup_storage_size.into()),
+            ("max_compute_workgroup_storage_size", 20 * lanes, limits.max_compute_workgroup_storage_size.into()),
             ("max_storage_buffer_binding_size", bytes(SLICE), self.binding),
         ];
         match needs.into_iter().find(|(_, expected, got)| got < expected) {
@@ -285,6 +288,19 @@ impl Context {
         }
     }
 
+    /// Has the callbacks called of mappings that are done. Does not wait.
+    pub(crate) fn poll(&self) -> Result<()> {
+        self.counts.polls.fetch_add(1, Relaxed);
+        let polled = guarded(|| self.device.poll(wgpu::PollType::Poll));
+        self.alive()?;
+        match polled {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Error::Device { detail: error.to_string() }),
+            // wgpu makes a panic of what the driver reports.
+            Err(detail) => Err(self.lose(detail)),
+        }
+    }
+
     /// A new encoder.
     pub(crate) fn encoder(&self) -> Result<wgpu::CommandEncoder> {
         self.scoped(|| self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("optim-gpu") }))
@@ -295,6 +311,7 @@ impl Context {
             dispatches: self.counts.dispatches.load(Relaxed),
             submits: self.counts.submits.load(Relaxed),
             waits: self.counts.waits.load(Relaxed),
+            polls: self.counts.polls.load(Relaxed),
         }
     }
 

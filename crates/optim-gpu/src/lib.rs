@@ -28,6 +28,26 @@
 //! order that depends neither on the device nor on where memory lies. A rule with second moments by row and by column has a few
 //! for each tensor, and where a parameter or a gradient is not `f32`, or an average is kept, two more around them.
 //!
+//! Gradients that are centralized or clipped by units are summed row by row first: one more dispatch for each of these, with a
+//! workgroup for each row, and an update of their own. A row may be longer than a binding. The two numbers of each row of a kind
+//! must fit one binding: 16 million rows within WebGPU's default limits.
+//!
+//! # Guarded steps
+//!
+//! A step whose gradients are measured (norms are clipped, or the loss scale drops steps) decides on the device. Before the dispatches
+//! above come one for each set of gradients, which sums the squares of each slice and looks at the exponent bits of every element,
+//! one that adds the slices up, and one of a single workgroup that decides: it takes the scalars of the update that this step turns
+//! out to be from those that the host uploaded for each it may be, divides the loss scale out, clips, or marks the step to be
+//! skipped, and moves loss scale and counters on. What follows reads what it wrote; a step that is skipped runs, and stores
+//! nothing.
+//!
+//! **Such a step still is one submission that nobody waits for**, if parameters and state are on the device: its report is
+//! [`Pending`](optim_core::Outcome::Pending). The verdict is copied into a buffer of its own that the device maps, and each later
+//! step, or [`try_report`](optim_core::Optimizer::try_report), asks for those that are there without waiting
+//! ([`Counters::polls`]). The loss scale of the next step is at the beginning of a buffer of its own that kernels of the caller's may
+//! read ([`loss_scale_memory`](optim_core::Optimizer::loss_scale_memory), a [`GpuBuffer`] of one `f32`); they must not write it.
+//! With parameters on the host, or with offloaded state, the step waits anyway and knows.
+//!
 //! # Element types
 //!
 //! Parameters and gradients may be `f32`, `f16` or `bf16` in any mixture, and gradients may change their type from step to step: each
@@ -59,6 +79,7 @@
 //! | `offload` | state that stays on the host |
 //! | `schedule` | from memory to a list of dispatches |
 //! | `rows` | the same for row-sparse gradients |
+//! | `guard` | what is measured and decided before an update, and how the host learns of it |
 //! | `engine` | a step |
 //!
 //! There is no file for a rule: its kernels follow from its source, its entry function and how its memory is kept.
@@ -82,6 +103,7 @@ mod buffer;
 mod device;
 mod engine;
 mod factored;
+mod guard;
 mod kind;
 mod layout;
 mod offload;
