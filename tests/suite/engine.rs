@@ -551,7 +551,7 @@ fn parity() {
                 let records: Vec<_> = case.tensors.iter().map(one).collect();
                 driven.step(&records, &record_of, &grads(gradients)).unwrap();
             }
-            // Row by row, and guarded; the second of two is skipped.
+            // Row by row, and guarded; the second of these is skipped.
             let guard = Guard { factor: 0.5, clip: Clip::Parameter, first: 0, records: 0, scaler: Some(SCALER) };
             let clipped = |applied| {
                 let one = |(owner, tensor): (usize, &Tensor)| {

@@ -1078,7 +1078,9 @@ mod guarded_steps {
         }
         assert_eq!(optimizer.step_count(), applied);
         assert_eq!(optimizer.loss_scale().unwrap(), 1.0);
-        assert!(param.read().unwrap().iter().all(|&p| p < 0.0 && p.to_bits() == param.read().unwrap()[0].to_bits()));
+        // Every element has had the same gradients.
+        let p = param.read().unwrap();
+        assert!(p.iter().all(|&x| x < 0.0 && x.to_bits() == p[0].to_bits()), "{p:?}");
     }
 
     /// As many verdicts on their way as the caller likes.

@@ -150,8 +150,7 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
                 let grad = Format::ALL[if storage == Storage::plain(slots) { 0 } else { nth + 1 }];
                 let by_rows = nth == 1 && storage == Storage::plain(slots);
                 written(&what, &compose(source, spec.entry(), &storage, grad, access, by_rows), WORKGROUP);
-                for by_rows in [false, true].into_iter().take(norms.iter().len() * 2) {
-                    let norms = norms.as_ref().expect("there are some");
+                for (norms, by_rows) in norms.iter().flat_map(|norms| [(norms, false), (norms, true)]) {
                     let text = compose_measure(norms, &storage, grad, access, by_rows);
                     written(&format!("{what}, measure, {by_rows}"), &text, LANES);
                 }
