@@ -32,7 +32,7 @@ fn small() -> (Rule, Formats) {
 fn file(optimizer: &mut Optimizer) -> Vec<u8> {
     let mut file = Vec::new();
     let len = checkpoint::write(&optimizer.state().unwrap(), &mut file).unwrap();
-    assert_eq!(len, file.len() as u64);
+    assert_eq!(len, file.len() as u64, "the bytes written");
     file
 }
 
@@ -79,8 +79,8 @@ on_every_backend! {
             run.run(10).unwrap();
         }
         let [saved, never, forgetful] = [saved, never, forgetful].map(|mut run| run.everything().unwrap());
-        assert_eq!(saved, never);
-        assert_ne!(forgetful.params, never.params);
+        assert_eq!(saved, never, "with and without a save");
+        assert_ne!(forgetful.params, never.params, "with and without a state");
     }
 }
 
@@ -387,7 +387,7 @@ fn mutate(file: &mut Vec<u8>, other: &[u8], random: &mut Random) {
         usize::try_from(len).unwrap_or(usize::MAX).saturating_add(8).min(file.len())
     });
     // Mostly in the header.
-    let at = if header.len() > 0 && random.below(8) > 0 {
+    let at = if !header.is_empty() && random.below(8) > 0 {
         header.start + below(random, header.len())
     } else {
         below(random, file.len())
