@@ -119,6 +119,7 @@ macro_rules! on_every_backend {
             #[allow(unused_imports, reason = "a body may need nothing from its file")]
             use super::*;
 
+            #[allow(clippy::missing_assert_message, reason = "the lint spares tests, which a body is")]
             fn check($target: $crate::Target) $body
 
             #[cfg(feature = "cpu")]

@@ -45,6 +45,8 @@ pub struct Builder {
     ema: Option<Ema>,
     settings: Settings,
     pub(crate) seed: u64,
+    /// The number of the first group.
+    first: usize,
 }
 
 impl Builder {
@@ -64,6 +66,7 @@ impl Builder {
             ema: None,
             settings: Settings::default(),
             seed: 0,
+            first: 0,
         }
     }
 
@@ -218,16 +221,12 @@ impl Builder {
     }
 
     /// Everything checked and inherited; the groups are numbered from `first` on.
-    pub(crate) fn into_parts(self, first: usize) -> Result<Parts> {
-        let (mut groups, mut tensors, scales) = self.checked()?;
-        if first > 0 {
-            for (nth, group) in groups.iter_mut().enumerate() {
-                group.place = place(first + nth, group.name());
-            }
-            for tensor in &mut tensors {
-                tensor.group += first;
-                tensor.rule += first;
-            }
+    pub(crate) fn into_parts(mut self, first: usize) -> Result<Parts> {
+        self.first = first;
+        let (groups, mut tensors, scales) = self.checked()?;
+        for tensor in &mut tensors {
+            tensor.group += first;
+            tensor.rule += first;
         }
         Ok(Parts {
             decays: tensors.iter().map(|tensor| self.decays(&tensor.parameter)).collect(),
@@ -306,8 +305,13 @@ impl Builder {
         })
     }
 
+    /// What errors and tables call a group.
     fn place(&self, index: usize) -> String {
-        place(index, self.groups[index].name.as_deref())
+        let number = self.first + index;
+        match &self.groups[index].name {
+            Some(name) => format!("group {number} ({name})"),
+            None => format!("group {number}"),
+        }
     }
 
     /// A group's settings with everything inherited.
@@ -502,14 +506,6 @@ pub(crate) fn check_vary(place: &str, entry: &str, rule: &Rule) -> Result<()> {
     }
     let (name, expected) = (format!("{place}: vary"), "a change that leaves the rule's state as it is");
     Err(Error::HyperParameter { name, expected, got: format!("{entry} to {got}") })
-}
-
-/// What errors and tables call a group.
-fn place(index: usize, name: Option<&str>) -> String {
-    match name {
-        Some(name) => format!("group {index} ({name})"),
-        None => format!("group {index}"),
-    }
 }
 
 /// The depth of each name: 0 before the first layer, then the layers, then what lies behind the last.
