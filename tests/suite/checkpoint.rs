@@ -90,7 +90,7 @@ fn stride(target: optim_tests::Target) -> usize {
         #[cfg(feature = "cpu")]
         optim_tests::Target::Cpu => 1,
         #[cfg(feature = "gpu")]
-        optim_tests::Target::Gpu => 41,
+        optim_tests::Target::Gpu => 17,
     }
 }
 
