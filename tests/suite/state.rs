@@ -326,7 +326,8 @@ fn refuses_nonsense() {
     let dynamic = DynamicLossScale { init_loss_scale: 4.0, ..DynamicLossScale::default() };
     let mut from = build(Adam::default().params(&w).loss_scale(dynamic));
     let mut to = build(Adam::default().params(&w).loss_scale(dynamic));
-    let cases: [(&str, fn(&mut StateMeta)); 13] = [
+    type Change = fn(&mut StateMeta);
+    let cases: [(&str, Change); 13] = [
         ("layout has version 2", |meta| meta.version = VERSION + 1),
         ("step count", |meta| meta.step = u64::MAX),
         ("twice", |meta| meta.parameters.push(meta.parameters[0].clone())),
@@ -508,7 +509,7 @@ on_every_backend! {
                     let of = |name| ["moment1", "moment2"].map(|slot| format!("state.{name}.{slot}"));
                     ["w", "empty"].map(of).concat()
                 };
-                assert_eq!(report.converted, converted);
+                assert_eq!(report.converted, converted, "{from} to {to}");
                 for (slot, was) in slots(&own, "w").iter().zip(&slots(&saved, "w")) {
                     let largest = was.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
                     let error = match to {
@@ -551,7 +552,7 @@ on_every_backend! {
                     continue;
                 }
                 let report = load(&mut own, &mut saved.state().unwrap(), convert).unwrap();
-                assert_eq!(report.converted.is_empty(), from == to);
+                assert_eq!(report.converted.is_empty(), from == to, "{from:?} to {to:?}");
                 let (copy, was) = (Copy::of(&mut own), Copy::of(&mut saved));
                 if (from, to) == (Master::F32, Master::Split) {
                     let Numbers::Bf16(params) = &params[0] else { panic!("bf16") };
@@ -589,16 +590,17 @@ on_every_backend! {
         let mut copy = Copy::of(&mut from.optimizer);
         copy.reads = 2;
         let error = load(&mut to.optimizer, &mut copy, STRICT).unwrap_err();
-        assert_eq!(error.to_string(), "memory is not a state file of this library: it fails");
+        assert_eq!(error.to_string(), "memory is not a state file of this library: it fails", "the source's error");
         for error in [to.run(1).unwrap_err(), to.optimizer.state().map(|_| ()).unwrap_err()] {
             assert!(error.to_string().contains("load a state first"), "{error}");
         }
         copy.reads = usize::MAX;
-        assert_eq!(load(&mut to.optimizer, &mut copy, STRICT).unwrap().step, from.optimizer.step_count());
+        let report = load(&mut to.optimizer, &mut copy, STRICT).unwrap();
+        assert_eq!(report.step, from.optimizer.step_count(), "loaded");
         to.params.clone_from(&from.params);
         from.run(3).unwrap();
         to.run(3).unwrap();
-        assert_eq!(to.everything().unwrap(), from.everything().unwrap());
+        assert_eq!(to.everything().unwrap(), from.everything().unwrap(), "resumed");
     }
 }
 

@@ -278,7 +278,7 @@ pub struct DynamicLossScale {
     pub floor: f64,
     /// The scale never grows beyond; ≥ `init_loss_scale`. Default 2¹²⁷, the largest power of two.
     pub cap: f64,
-    /// Skipping more steps than this in a row is [`Error::TooManySkips`]. Default 1000.
+    /// Skipping more steps than this in a row is [`Error::TooManySkips`](crate::Error::TooManySkips). Default 1000.
     pub max_skips: u32,
 }
 
