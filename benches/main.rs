@@ -1,4 +1,7 @@
-//! What a CPU step costs, as a ratio to the memory limit. `benches/README.md` says what each figure means.
+//! What a CPU step costs, as a ratio to the memory limit, and whether groups cost anything. `benches/README.md` says what each
+//! figure means.
+
+mod groups;
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -50,6 +53,7 @@ fn main() {
             }
         }
     }
+    groups::run(|label| filters.iter().all(|filter| filter == "all" || label.contains(filter.as_str())));
 }
 
 /// The elements of a shape written as `64x3x7x7` or as numbers apart.
@@ -137,21 +141,28 @@ fn add(arrays: &mut [&mut [f32]], g: &[f32]) {
 
 /// Seconds of one call: the median over rounds of enough calls each.
 fn median(mut call: impl FnMut()) -> f64 {
-    call();
+    let mut round = |calls| (0..calls).for_each(|_| call());
+    let calls = enough(&mut round);
+    middle((0..ROUNDS).map(|_| seconds(calls, &mut round)).collect())
+}
+
+/// How many calls fill a round.
+fn enough(mut round: impl FnMut(u32)) -> u32 {
+    round(1);
+    let calls = ROUND.as_secs_f64() / seconds(1, &mut round).max(1e-9);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+    let calls = calls.ceil().clamp(1.0, 1e5) as u32;
+    calls
+}
+
+/// Seconds of each of so many calls, together a round.
+fn seconds(calls: u32, mut round: impl FnMut(u32)) -> f64 {
     let start = Instant::now();
-    call();
-    let calls = (ROUND.as_secs_f64() / start.elapsed().as_secs_f64().max(1e-9)).ceil().clamp(1.0, 1e5);
-    let mut times: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            let mut left = calls;
-            while left > 0.0 {
-                call();
-                left -= 1.0;
-            }
-            black_box(start.elapsed().as_secs_f64() / calls)
-        })
-        .collect();
+    round(calls);
+    black_box(start.elapsed().as_secs_f64() / f64::from(calls))
+}
+
+fn middle(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
-    times[ROUNDS / 2]
+    times[times.len() / 2]
 }

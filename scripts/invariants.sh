@@ -29,6 +29,7 @@ forbid 'optim-core names no thread, GPU, SIMD crate, file, clock or environment'
     '\b(rayon|wgpu|multiversion|pulp)\b|std::(fs|env|time|thread|net|process)\b' 'crates/optim-core/src/*.rs'
 no_dependency optim-core '^(rayon|wgpu|multiversion|optim-(cpu|gpu|shaders)|optimizers) '
 no_dependency optim-cpu '^(wgpu|optim-(gpu|shaders)|optimizers) '
+no_dependency optim-checkpoint '^(rayon|wgpu|optim-(cpu|gpu|shaders)|optimizers) '
 no_dependency optim-gpu '^(rayon|optim-cpu|optimizers) '
 no_dependency optimizers '^wgpu' --no-default-features --features cpu
 no_dependency optimizers '^rayon' --no-default-features --features gpu

@@ -50,6 +50,11 @@ fn tree(lane: u32, value: f32) -> f32 {
     return sum;
 }
 
+// Whether nothing is updated.
+fn skipped() -> bool {
+    return (records[dims.record].shaping.flags & SKIP) != 0u;
+}
+
 fn shaped(i: u32) -> f32 {
     return shape(records[dims.record].shaping, grads[i], params[i]);
 }
@@ -94,7 +99,7 @@ fn rows(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             word = word | encoded(r, row % PER_WORD);
         }
     }
-    if (lane == 0u) {
+    if (lane == 0u && !skipped()) {
         row_moments[first / PER_WORD] = word;
     }
 }
@@ -104,7 +109,7 @@ fn rows(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 fn columns(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first_column = (workgroup_index(id) * LANES + lane) * PER_WORD;
     let columns = dims.columns * dims.stack;
-    if (first_column >= columns) {
+    if (first_column >= columns || skipped()) {
         return;
     }
     let step = records[dims.record].step;
@@ -148,7 +153,7 @@ fn means(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) 
 @compute @workgroup_size(256)
 fn vectors(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = (workgroup_index(id) * LANES + lane) * PER_WORD;
-    if (first >= dims.len) {
+    if (first >= dims.len || skipped()) {
         return;
     }
     let step = records[dims.record].step;
@@ -208,7 +213,7 @@ fn totals(@builtin(local_invocation_index) lane: u32) {
 @compute @workgroup_size(256)
 fn updates(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = workgroup_index(id) * LANES + lane;
-    if (i >= dims.len) {
+    if (i >= dims.len || skipped()) {
         return;
     }
     let step = records[dims.record].step;

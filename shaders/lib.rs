@@ -7,6 +7,12 @@
 
 use std::fmt::Write as _;
 
+mod access;
+
+pub use access::{Access, Format, Master, SlotFormat, Storage};
+
+use access::{Accessors, COMPONENTS};
+
 /// What every kernel shares: the shaping of the gradient, the tile, the folded grid.
 pub const PRELUDE: &str = include_str!("prelude.wgsl");
 
@@ -16,6 +22,9 @@ pub const REDUCE: &str = include_str!("reduce.wgsl");
 /// How numbers are kept in fewer bits than 32, and the random bits to round with: functions only, of the names of
 /// `optim_core::format`.
 pub const FORMATS: &str = include_str!("formats.wgsl");
+
+/// Adds up gradients: a rule without slots, whose parameter is the sum.
+pub const ACCUMULATE: &str = include_str!("accumulate.wgsl");
 
 /// The walks of a rule whose second moments are kept by row and by column. It needs [`PRELUDE`], the rule, the record and the
 /// format of the moments.
@@ -95,7 +104,7 @@ pub const WORKGROUP: u32 = 64;
 /// The workgroups of a dispatch in x; the prelude's `GRID_WIDTH`.
 pub const GRID_WIDTH: u32 = 32_768;
 
-/// The most slots a kernel can have: WebGPU promises eight storage buffers, and four are taken.
+/// The most slots a kernel can have.
 pub const MAX_SLOTS: usize = 4;
 
 /// The lanes of a workgroup that sums; `reduce.wgsl`'s `LANES`.
@@ -104,128 +113,159 @@ pub const LANES: u32 = 256;
 /// The elements that a workgroup sums, counted from a tensor's start: `ROWS` rows of `ROW` elements in `reduce.wgsl`.
 pub const SLICE: u32 = 16 * 1024;
 
-/// The first element of a tile's gradient where there is none; the prelude's `NO_GRAD`.
-pub const NO_GRAD: u32 = u32::MAX;
+/// The first element of a tile's gradient where there is none; the prelude's `NO_GRAD`. No binding is that long, nor does a
+/// gradient begin that far before one.
+pub const NO_GRAD: u32 = 1 << 31;
 
-/// What one lane loads and stores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Width {
-    /// One `f32`: for memory whose length is not a multiple of four.
-    Scalar,
-    /// One `vec4<f32>`: for everything else. Elements past a tile's end, up to the next multiple of four, are updated too.
-    Vec4,
-}
+/// The most elements of a tile: four for each lane.
+pub const TILE: u32 = 4 * WORKGROUP;
 
-impl Width {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Scalar, Self::Vec4];
+/// The elements that share a scale; `BLOCK` in the kernels. A tile is one block.
+pub const BLOCK: u32 = 256;
 
-    /// The elements of a lane.
-    #[must_use]
-    pub const fn elements(self) -> u32 {
-        match self {
-            Self::Scalar => 1,
-            Self::Vec4 => 4,
-        }
-    }
-
-    /// The elements of a workgroup, which is the most that a tile can have.
-    #[must_use]
-    pub const fn tile(self) -> u32 {
-        WORKGROUP * self.elements()
-    }
-
-    /// The WGSL type.
-    #[must_use]
-    pub const fn wgsl(self) -> &'static str {
-        match self {
-            Self::Scalar => "f32",
-            Self::Vec4 => "vec4<f32>",
-        }
-    }
-}
-
-/// A whole kernel: the prelude, the rule, the bindings and `main`.
+/// The kernel of a rule's update: the prelude, the rule, the bindings and `main`.
 ///
-/// `rule` is the source of a rule: a `struct Step` of 32-bit scalars whose size is a multiple of 16 bytes, and the function
-/// `entry(s: Step, p: ptr<function, f32>, g: f32, …)` with one further `ptr<function, f32>` for each of `slots`. It can be
+/// `rule` is the source of a rule: a `struct Step` of 32-bit scalars of at most 64 bytes, and the function
+/// `entry(s: Step, p: ptr<function, f32>, g: f32, …)` with one further `ptr<function, f32>` for each slot. It can be
 /// one of [`RULES`] or a text of your own; it must not use the names of the prelude or of what is written here.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `tiles`, `params`, `grads`, `slot0`, `slot1`, ….
+/// The bindings of group 0, in order: `records` (dynamic offset), `tiles`, `params`, `grads`, `state`, `page` (uniform).
 ///
 /// # Panics
 /// If there are more than [`MAX_SLOTS`] slots.
 #[must_use]
-pub fn compose(rule: &str, entry: &str, slots: usize, width: Width) -> String {
+pub fn compose(rule: &str, entry: &str, storage: &Storage, grad: Format, access: Access) -> String {
+    let slots = storage.slots.len();
     assert!(slots <= MAX_SLOTS, "a kernel has at most {MAX_SLOTS} slots, not {slots}");
-    let mut text = format!("{PRELUDE}\n{rule}\n");
-    bindings(&mut text, slots, width);
-    main(&mut text, entry, slots, width);
+    let accessors = Accessors { storage, grad, access, write: true };
+    let mut text = accessors.head(&format!("{PRELUDE}\n"), rule);
+    bindings(&mut text, &accessors, "read");
+    if storage.in_blocks() {
+        text.push_str(LARGEST);
+    }
+    main(&mut text, storage, entry);
+    text
+}
+
+/// What else a kernel does with parameters and their state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Work {
+    /// Sets what stands behind the parameter, and the average, to the parameter.
+    Seed,
+    /// Writes the average into the parameter and keeps what was there in `grads`, which it writes.
+    SwapIn,
+    /// Brings that back.
+    SwapOut,
+    /// Copies parameter and gradient as `f32` to two more bindings, `scratch_p` and `scratch_g`, at the place of the state.
+    Load,
+    /// Replaces the parameter by `grads`, as an update does.
+    Store,
+    /// Moves the average alone.
+    Average,
+}
+
+impl Work {
+    /// All.
+    pub const ALL: [Self; 6] = [Self::Seed, Self::SwapIn, Self::SwapOut, Self::Load, Self::Store, Self::Average];
+
+    /// Whether it writes `grads`.
+    #[must_use]
+    pub const fn writes_grads(self) -> bool {
+        matches!(self, Self::SwapIn)
+    }
+}
+
+/// A kernel without a rule. Its bindings are those of [`compose`]. `grad` is the format of `grads`, which is the parameter's where
+/// that is kept, and `f32` for [`Work::Store`].
+#[must_use]
+pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access) -> String {
+    let accessors = Accessors { storage, grad, access, write: true };
+    let mut text = accessors.head(&format!("{PRELUDE}\n"), UNUSED_STEP);
+    bindings(&mut text, &accessors, if work.writes_grads() { "read_write" } else { "read" });
+    if work.writes_grads() {
+        accessors.write_grads(&mut text);
+    }
+    if work == Work::Load {
+        text.push_str(
+            "@group(0) @binding(6) var<storage, read_write> scratch_p: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> scratch_g: array<vec4<f32>>;
+",
+        );
+    }
+    text.push_str(MAIN);
+    if matches!(work, Work::Store | Work::Average) {
+        text.push_str(RETURN_IF_SKIPPED);
+    }
+    text.push_str(RETURN_BEYOND);
+    match work {
+        Work::Seed => {
+            line(&mut text, "    let p_4 = load_stored(at, on);");
+            match storage.master {
+                Master::F32 => line(&mut text, "    set_bits_master(at.state, on, bitcast<vec4<u32>>(p_4));"),
+                Master::Split => line(&mut text, "    set_bits_master(at.state, on, vec4<u32>());"),
+                Master::None | Master::Stochastic => {}
+            }
+            if storage.ema {
+                line(&mut text, "    store_ema(at, on, p_4);");
+            }
+        }
+        Work::SwapIn => {
+            line(&mut text, "    set_bits_grad(at.grad, on, bits_param(at.param, on));");
+            if storage.ema {
+                line(&mut text, "    store_nearest(at, on, load_ema(at, on));");
+            }
+        }
+        Work::SwapOut => line(&mut text, "    set_bits_param(at.param, on, bits_grad(at.grad, on));"),
+        Work::Load => {
+            line(&mut text, "    scratch_p[at.state / 4u] = load_p(at, on);");
+            line(&mut text, "    scratch_g[at.state / 4u] = load_g(at, on);");
+        }
+        Work::Store => {
+            line(&mut text, "    let p_4 = load_g(at, on);\n    store_p(at, on, p_4);");
+            average(&mut text, storage);
+        }
+        Work::Average => {
+            line(&mut text, "    let p_4 = load_p(at, on);");
+            average(&mut text, storage);
+        }
+    }
+    line(&mut text, "}");
     text
 }
 
 /// What a first walk over a parameter sums, and what it completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Norms<'a> {
-    /// A rule's `terms(s: Step, p: f32, g: f32, …) -> vec3<f32>`, with one further `f32` for each of `slots`. Its
+    /// A rule's `terms(s: Step, p: f32, g: f32, …) -> vec3<f32>`, with one further `f32` for each slot. Its
     /// `finish(s: ptr<function, Step>, sums: vec3<f32>)` completes the step scalars.
-    Rule {
-        /// The source of the rule.
-        source: &'a str,
-        /// The number of its slots; there is room for one fewer than [`MAX_SLOTS`].
-        slots: usize,
-    },
+    Rule(&'a str),
     /// The trust ratio, [`LARS`], which completes the shaping.
-    Trust {
-        /// The number of the step scalars that stand in a record beside it.
-        scalars: usize,
-    },
+    Trust,
 }
 
 impl Norms<'_> {
-    /// The text before the bindings.
-    fn head(&self) -> String {
-        let record = RECORD;
+    /// The text before the record.
+    fn source(&self) -> String {
         match self {
-            Self::Rule { source, .. } => format!("{PRELUDE}\n{REDUCE}\n{source}\n{record}"),
-            Self::Trust { scalars } => {
-                let step = format!("struct Step {{\n    words: array<vec4<u32>, {}>,\n}}", scalars.div_ceil(4));
-                format!("{PRELUDE}\n{REDUCE}\n{LARS}\n// Not used here.\n{step}\n\n{record}")
-            }
-        }
-    }
-
-    fn slots(&self) -> usize {
-        match self {
-            Self::Rule { slots, .. } => *slots,
-            Self::Trust { .. } => 0,
+            Self::Rule(source) => (*source).to_owned(),
+            Self::Trust => format!("{LARS}\n{UNUSED_STEP}"),
         }
     }
 }
 
 /// A whole kernel that sums the terms of slices: [`PRELUDE`], [`REDUCE`], the source, the bindings and `main`.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `slices`, `params`, `grads`, `slot0`, `slot1`, …, `parts`.
-///
-/// # Panics
-/// If there are as many slots as [`MAX_SLOTS`]: the parts take the last one's place.
+/// The bindings of group 0, in order: `records` (dynamic offset), `slices`, `params`, `grads`, `state`, `page` (uniform),
+/// `parts`.
 #[must_use]
-pub fn compose_measure(norms: &Norms<'_>, width: Width) -> String {
-    let slots = norms.slots();
-    assert!(slots < MAX_SLOTS, "a kernel that sums has fewer than {MAX_SLOTS} slots, not {slots}");
-    let mut text = norms.head();
-    let arrays = ["params".to_owned(), "grads".to_owned()].into_iter().chain((0..slots).map(|k| format!("slot{k}")));
-    let arrays: Vec<_> = arrays.collect();
-    line(&mut text, "@group(0) @binding(0) var<storage, read> records: array<Record>;");
-    line(&mut text, "@group(0) @binding(1) var<storage, read> slices: array<Slice>;");
-    for (binding, name) in (2..).zip(&arrays) {
-        line(&mut text, &format!("@group(0) @binding({binding}) var<storage, read> {name}: array<{}>;", width.wgsl()));
-    }
-    let parts = 2 + arrays.len();
-    line(&mut text, &format!("@group(0) @binding({parts}) var<storage, read_write> parts: array<vec3<f32>>;"));
-    let skip = match norms {
-        Norms::Rule { .. } => "",
-        Norms::Trust { .. } => "    if (record.trust.coefficient < 0.0) {\n        slice.count = 0u;\n    }\n",
+pub fn compose_measure(norms: &Norms<'_>, storage: &Storage, grad: Format, access: Access) -> String {
+    let accessors = Accessors { storage, grad, access, write: false };
+    let mut text = accessors.head(&format!("{PRELUDE}\n{REDUCE}\n"), &norms.source());
+    bindings(&mut text, &accessors, "read");
+    text.push_str("@group(0) @binding(6) var<storage, read_write> parts: array<vec3<f32>>;\n");
+    let (skip, step, slots) = match norms {
+        Norms::Rule(_) => ("", "record.step, ", storage.slots.len()),
+        Norms::Trust => ("    if (record.trust.coefficient < 0.0) {\n        slice.count = 0u;\n    }\n", "", 0),
     };
     let _ = write!(
         text,
@@ -235,8 +275,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     // No lane leaves early: all meet in the tree.
     let index = workgroup_index(id);
     var slice = Slice();
-    if (index < arrayLength(&slices)) {{
-        slice = slices[index];
+    if (index < arrayLength(&tiles)) {{
+        slice = tiles[index];
     }}
     let record = records[slice.record];
 {skip}
@@ -246,30 +286,34 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var sum_z = vec3<f32>();
     var sum_w = vec3<f32>();
     for (var row = 0u; row < ROWS; row = row + 1u) {{
-        let element = row * ROW + lane * 4u;
+        let i = row * ROW + lane * 4u;
+        if (i < slice.count) {{
+            let on = within(i, 0u, slice.count);
+            let at = Place(slice.param + i, slice.grad + i, slice.state + i, 0u, 0u, 0u);
+            let p_4 = load_p(at, on);
+            let g_4 = load_g(at, on);
 "
     );
-    for (nth, component) in COMPONENTS.into_iter().enumerate() {
-        line(&mut text, &format!("        if (element + {nth}u < slice.count) {{"));
-        match width {
-            Width::Scalar => line(&mut text, &format!("            let at = slice.first + element + {nth}u;")),
-            Width::Vec4 => line(&mut text, "            let at = (slice.first + element) / 4u;"),
-        }
-        let load = |array: &str| match width {
-            Width::Scalar => format!("{array}[at]"),
-            Width::Vec4 => format!("{array}[at].{component}"),
-        };
-        line(&mut text, &format!("            let p = {};", load("params")));
-        line(&mut text, &format!("            let g = shape(record.shaping, {}, p);", load("grads")));
-        let state: String = (0..slots).map(|slot| format!(", {}", load(&format!("slot{slot}")))).collect();
-        let step = if matches!(norms, Norms::Rule { .. }) { "record.step, " } else { "" };
-        line(&mut text, &format!("            sum_{component} = sum_{component} + terms({step}p, g{state});"));
-        line(&mut text, "        }");
+    for slot in 0..slots {
+        line(&mut text, &format!("            let s{slot}_4 = load_s{slot}(at, on);"));
+    }
+    for component in COMPONENTS {
+        let state: String = (0..slots).map(|slot| format!(", s{slot}_4.{component}")).collect();
+        let _ = write!(
+            text,
+            "            if (on.{component}) {{
+                let p = p_4.{component};
+                let g = shape(record.shaping, g_4.{component}, p);
+                sum_{component} = sum_{component} + terms({step}p, g{state});
+            }}
+"
+        );
     }
     text.push_str(
-        "    }
+        "        }
+    }
     let sums = tree(lane, (sum_x + sum_y) + (sum_z + sum_w));
-    if (lane == 0u && index < arrayLength(&slices)) {
+    if (lane == 0u && index < arrayLength(&tiles)) {
         parts[slice.part] = sums;
     }
 }
@@ -283,7 +327,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 /// The bindings of group 0, in order: `records` (dynamic offset), `spans`, `parts`.
 #[must_use]
 pub fn compose_finish(norms: &Norms<'_>) -> String {
-    let mut text = norms.head();
+    let mut text = format!("{PRELUDE}\n{REDUCE}\n{}\n{RECORD}", norms.source());
     text.push_str(
         "@group(0) @binding(0) var<storage, read_write> records: array<Record>;
 @group(0) @binding(1) var<storage, read> spans: array<Span>;
@@ -306,13 +350,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 ",
     );
     text.push_str(match norms {
-        Norms::Rule { .. } => {
+        Norms::Rule(_) => {
             "        var step = records[span.record].step;
         finish(&step, sums);
         records[span.record].step = step;
 "
         }
-        Norms::Trust { .. } => {
+        Norms::Trust => {
             "        let trust = records[span.record].trust;
         var shaping = records[span.record].shaping;
         if (trust.coefficient >= 0.0) {
@@ -326,15 +370,22 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     text
 }
 
-/// The kernel that sums the rows of a row-sparse gradient. It knows no rule.
+/// The kernel that sums the rows of a row-sparse gradient, as `f32`. It knows no rule.
 ///
 /// The bindings of group 0, in order: `list`, `values`, `sums`.
 #[must_use]
-pub fn compose_rows() -> String {
-    format!("{PRELUDE}\n{}", include_str!("rows.wgsl"))
+pub fn compose_rows(values: Format) -> String {
+    let formats = if values == Format::F32 { "" } else { FORMATS };
+    let mut text = format!("{PRELUDE}\n{formats}\n{}\n", include_str!("rows.wgsl"));
+    line(&mut text, "@group(0) @binding(1) var<storage, read> values: array<u32>;\n");
+    let bits = match values {
+        Format::F32 => "values[i]",
+        Format::F16 | Format::Bf16 => "(values[i / 2u] >> (i % 2u * 16u)) & 0xffffu",
+    };
+    let _ = writeln!(text, "fn value(i: u32) -> f32 {{\n    return {};\n}}", values.decoded(bits));
+    text
 }
 
-/// The components of a `vec4`.
 /// The kernels of a rule whose second moments are kept by row and by column: one module with the entry points
 /// [`FACTORED_WALKS`].
 ///
@@ -345,107 +396,188 @@ pub fn compose_factored(rule: &str, moments: Moments) -> String {
     format!("{PRELUDE}\n{rule}\n{RECORD}{}{FACTORED}", moments.wgsl())
 }
 
-const COMPONENTS: [&str; 4] = ["x", "y", "z", "w"];
-
-/// What stands at the record's place in every kernel.
+/// What stands at the record's place in every kernel. Its size is that of the largest step.
 const RECORD: &str = "// The numbers of one update.
 struct Record {
     shaping: Shaping,
     trust: Trust,
-    step: Step,
+    stages: Stages,
+    @size(64) step: Step,
 }
 
 ";
 
-fn bindings(text: &mut String, slots: usize, width: Width) {
-    let element = width.wgsl();
-    text.push_str(RECORD);
-    text.push_str(
-        "@group(0) @binding(0) var<storage, read> records: array<Record>;
-@group(0) @binding(1) var<storage, read> tiles: array<Tile>;
-",
-    );
-    let arrays = [("read_write", "params".to_owned()), ("read", "grads".to_owned())];
-    let arrays = arrays.into_iter().chain((0..slots).map(|slot| ("read_write", format!("slot{slot}"))));
-    for (binding, (access, name)) in (2..).zip(arrays) {
-        line(text, &format!("@group(0) @binding({binding}) var<storage, {access}> {name}: array<{element}>;"));
+/// The step of a kernel that knows no rule.
+const UNUSED_STEP: &str = "// Not used here.
+struct Step {
+    words: array<vec4<u32>, 4>,
+}
+";
+
+/// The scales of a tile's new slots.
+const LARGEST: &str = "
+var<workgroup> largest: array<vec4<u32>, WORKGROUP>;
+
+// The magnitudes of numbers that count.
+fn magnitudes(x: vec4<f32>, on: vec4<bool>) -> u32 {
+    let bits = select(vec4<u32>(), bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu), on);
+    return max(max(bits.x, bits.y), max(bits.z, bits.w));
+}
+
+// The largest of what the lanes hold, for each slot. All lanes of the workgroup must come here.
+fn largest_of(lane: u32, held: vec4<u32>) -> vec4<u32> {
+    largest[lane] = held;
+    workgroupBarrier();
+    if (lane < 8u) {
+        var most = largest[lane * 8u];
+        for (var nth = 1u; nth < 8u; nth = nth + 1u) {
+            most = max(most, largest[lane * 8u + nth]);
+        }
+        largest[lane * 8u] = most;
+    }
+    workgroupBarrier();
+    var most = largest[0];
+    for (var nth = 1u; nth < 8u; nth = nth + 1u) {
+        most = max(most, largest[nth * 8u]);
+    }
+    return most;
+}
+";
+
+/// How the kernels begin that work on tiles.
+const MAIN: &str = "
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = workgroup_index(id);
+    if (index >= arrayLength(&tiles)) {
+        return;
+    }
+    let tile = tiles[index];
+    let record = records[tile.record];
+    let i = lane * 4u;
+    let on = within(i, tile.begin, tile.count);
+    let at = Place(tile.param + i, tile.grad + i, tile.state + i, tile.element + i, tile.key, record.stages.step);
+";
+
+/// It is the same for all lanes.
+const RETURN_IF_SKIPPED: &str = "    if ((record.shaping.flags & SKIP) != 0u) {
+        return;
+    }
+";
+
+/// Where no lanes meet.
+const RETURN_BEYOND: &str = "    if (i >= tile.count) {
+        return;
+    }
+";
+
+impl Accessors<'_> {
+    /// The text before the bindings.
+    fn head(&self, prelude: &str, source: &str) -> String {
+        let formats = if self.storage.is_narrow() || self.grad != Format::F32 { FORMATS } else { "" };
+        let block = if self.storage.in_blocks() {
+            format!("// The elements that share a scale.\nconst BLOCK = {BLOCK}u;\n\n")
+        } else {
+            String::new()
+        };
+        format!("{prelude}{formats}\n{source}\n{RECORD}{block}")
     }
 }
 
-fn main(text: &mut String, entry: &str, slots: usize, width: Width) {
-    let lane = width.elements();
+/// The bindings, and the functions to get at what is bound.
+fn bindings(text: &mut String, accessors: &Accessors<'_>, grads: &str) {
+    let Accessors { storage, grad, access, write } = *accessors;
+    let tiles = if write { "Tile" } else { "Slice" };
+    let written = if write { "read_write" } else { "read" };
+    let params = access::element(access::lanes(storage.param, access));
+    let grad = access::element(access::lanes(grad, access));
+    let state = accessors.state();
     let _ = write!(
         text,
-        "
-// Elements of a lane.
-const LANE = {lane}u;
-
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {{
-    let index = workgroup_index(id);
-    if (index >= arrayLength(&tiles)) {{
-        return;
-    }}
-    let tile = tiles[index];
-    if (lane * LANE >= tile.count) {{
-        return;
-    }}
-    let record = records[tile.record];
-    let at = tile.first / LANE + lane;
+        "@group(0) @binding(0) var<storage, read> records: array<Record>;
+@group(0) @binding(1) var<storage, read> tiles: array<{tiles}>;
+@group(0) @binding(2) var<storage, {written}> params: array<{params}>;
+@group(0) @binding(3) var<storage, {grads}> grads: array<{grad}>;
+@group(0) @binding(4) var<storage, {written}> state: array<{state}>;
+@group(0) @binding(5) var<uniform> page: Page;
 
 "
     );
+    accessors.write(text);
+}
 
+fn main(text: &mut String, storage: &Storage, entry: &str) {
+    let slots = storage.slots.len();
+    text.push_str(MAIN);
+    text.push_str(RETURN_IF_SKIPPED);
+    if !storage.in_blocks() {
+        text.push_str(RETURN_BEYOND);
+    }
     // What a lane holds: p, the slots (both written back), and g.
-    let held: Vec<_> = (0..slots).map(|slot| (format!("s{slot}"), format!("slot{slot}"))).collect();
-    let held = || [("p".to_owned(), "params".to_owned())].into_iter().chain(held.iter().cloned());
-    let pointers: String = (0..slots).map(|slot| format!(", &s{slot}")).collect();
-    let update = format!("{entry}(record.step, &p, g{pointers});");
-    match width {
-        Width::Scalar => {
-            for (name, array) in held() {
-                line(text, &format!("    var {name} = {array}[at];"));
-            }
-            line(text, "    var g = 0.0;");
-            line(text, "    if (tile.grad != NO_GRAD) {");
-            line(text, "        g = shape(record.shaping, grads[tile.grad + lane], p);");
-            line(text, "    }");
-            line(text, &format!("    {update}"));
-            for (name, array) in held() {
-                line(text, &format!("    {array}[at] = {name};"));
-            }
+    let held: Vec<_> = std::iter::once("p".to_owned()).chain((0..slots).map(|slot| format!("s{slot}"))).collect();
+    for name in &held {
+        line(text, &format!("    var {name}_4 = load_{name}(at, on);"));
+    }
+    line(text, "    var g_4 = vec4<f32>();\n    if (tile.grad != NO_GRAD) {\n        g_4 = load_g(at, on);");
+    for component in COMPONENTS {
+        line(text, &format!("        g_4.{component} = shape(record.shaping, g_4.{component}, p_4.{component});"));
+    }
+    line(text, "    }");
+    // A pointer to a component does not exist in WGSL: each is taken out, updated and put back.
+    let pointers: String = held.iter().skip(1).map(|name| format!(", &{name}")).collect();
+    for component in COMPONENTS {
+        line(text, "    {");
+        for name in &held {
+            line(text, &format!("        var {name} = {name}_4.{component};"));
         }
-        Width::Vec4 => {
-            // A pointer to a component does not exist in WGSL: each is taken out, updated and put back.
-            for (name, array) in held() {
-                line(text, &format!("    var {name}_4 = {array}[at];"));
-            }
-            line(text, "    var g_4 = vec4<f32>();");
-            line(text, "    if (tile.grad != NO_GRAD) {");
-            line(text, "        g_4 = grads[tile.grad / LANE + lane];");
-            for component in COMPONENTS {
-                let shaped = format!("shape(record.shaping, g_4.{component}, p_4.{component})");
-                line(text, &format!("        g_4.{component} = {shaped};"));
-            }
-            line(text, "    }");
-            for component in COMPONENTS {
-                line(text, "    {");
-                for (name, _) in held() {
-                    line(text, &format!("        var {name} = {name}_4.{component};"));
-                }
-                line(text, &format!("        let g = g_4.{component};"));
-                line(text, &format!("        {update}"));
-                for (name, _) in held() {
-                    line(text, &format!("        {name}_4.{component} = {name};"));
-                }
-                line(text, "    }");
-            }
-            for (name, array) in held() {
-                line(text, &format!("    {array}[at] = {name}_4;"));
-            }
+        line(text, &format!("        let g = g_4.{component};"));
+        line(text, &format!("        {entry}(record.step, &p, g{pointers});"));
+        for name in &held {
+            line(text, &format!("        {name}_4.{component} = {name};"));
+        }
+        line(text, "    }");
+    }
+    if storage.in_blocks() {
+        let magnitudes = |slot: usize| match storage.slots.get(slot) {
+            Some(format) if format.in_blocks() => format!("magnitudes(s{slot}_4, on)"),
+            _ => "0u".to_owned(),
+        };
+        let [x, y, z, w] = [0, 1, 2, 3].map(magnitudes);
+        line(text, &format!("    let most = largest_of(lane, vec4<u32>({x}, {y}, {z}, {w}));"));
+        text.push_str(RETURN_BEYOND);
+    }
+    for (slot, format) in storage.slots.iter().enumerate() {
+        if format.in_blocks() {
+            let component = COMPONENTS[slot];
+            let _ = write!(
+                text,
+                "    let scale{slot} = scale_from(most.{component});
+    store_s{slot}(at, on, s{slot}_4, scale{slot});
+    if (lane == 0u) {{
+        state[page.scales.{component} + at.state / BLOCK] = bitcast<u32>(scale{slot});
+    }}
+"
+            );
+        } else {
+            line(text, &format!("    store_s{slot}(at, on, s{slot}_4);"));
         }
     }
+    line(text, "    store_p(at, on, p_4);");
+    average(text, storage);
     line(text, "}");
+}
+
+/// Moves the average towards the new parameter.
+fn average(text: &mut String, storage: &Storage) {
+    if storage.ema {
+        text.push_str(
+            "    if (record.stages.ema != 0.0) {
+        let ema_4 = load_ema(at, on);
+        store_ema(at, on, ema_4 + record.stages.ema * (p_4 - ema_4));
+    }
+",
+        );
+    }
 }
 
 fn line(text: &mut String, line: &str) {

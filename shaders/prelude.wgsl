@@ -11,30 +11,69 @@ fn workgroup_index(id: vec3<u32>) -> u32 {
     return id.x + id.y * GRID_WIDTH;
 }
 
-// What one workgroup works on: a run of one tensor's elements.
+// What one workgroup works on: a run of one tensor's elements. Its lanes have four each, the first of which is a multiple of four
+// within its piece of the tensor.
 struct Tile {
-    // The first element, within the bindings of this dispatch.
-    first: u32,
-    // The number of elements, at least 1.
+    // The first element, within each of the bindings; of the gradient also NO_GRAD.
+    param: u32,
+    grad: u32,
+    state: u32,
+    // The same, within its tensor; the low 32 bits.
+    element: u32,
+    // Of the elements from there on those before `begin` and from `count` on are left alone.
     count: u32,
+    begin: u32,
     // The index of the record to compute with.
     record: u32,
-    // The first element, within its tensor; the low 32 bits.
-    element: u32,
-    // The first element of the gradient, within its binding; or NO_GRAD.
-    grad: u32,
+    // The key of the tensor's random bits.
+    key: u32,
+    // The first of its tensor's rows among those of its kind, and the elements of a row.
+    row: u32,
+    width: u32,
 }
 
 // There is no gradient here: it is 0, and is not shaped.
-const NO_GRAD = 0xffffffffu;
+const NO_GRAD = 0x80000000u;
+
+// Where the arrays begin in a page of state, in words.
+struct Page {
+    slots: vec4<u32>,
+    scales: vec4<u32>,
+    master: u32,
+    ema: u32,
+    pad0: u32,
+    pad1: u32,
+}
+
+// Where the four elements of a lane lie, and what their random bits depend on.
+struct Place {
+    param: u32,
+    grad: u32,
+    state: u32,
+    element: u32,
+    key: u32,
+    step: u32,
+}
+
+// Which of the four elements of a lane, from i on, lie within these bounds.
+fn within(i: u32, begin: u32, end: u32) -> vec4<bool> {
+    let four = vec4<u32>(i, i + 1u, i + 2u, i + 3u);
+    return (four >= vec4<u32>(begin)) & (four < vec4<u32>(end));
+}
 
 // What happens to the gradient before the rule sees it.
 struct Shaping {
     factor: f32,
     weight_decay: f32,
-    pad0: f32,
-    pad1: f32,
+    limit: f32,
+    flags: u32,
 }
+
+// The mean of the row is subtracted.
+const CENTRALIZE = 1u;
+
+// Nothing is updated.
+const SKIP = 2u;
 
 // What a layer-wise trust ratio is made of; a negative coefficient for none.
 struct Trust {
@@ -44,11 +83,31 @@ struct Trust {
     clip: f32,
 }
 
-// g ← factor · g + weight_decay · p, each term only where it does something
+// The numbers of the stages around a rule.
+struct Stages {
+    step: u32,
+    ema: f32,
+    max_norm: f32,
+    owner: u32,
+    units: f32,
+    units_epsilon: f32,
+    pad0: u32,
+    pad1: u32,
+}
+
+// g ← min(max(factor · g, −limit), limit) + weight_decay · p, each term only where it does something
 fn shape(s: Shaping, g: f32, p: f32) -> f32 {
     var shaped = g;
     if (s.factor != 1.0) {
         shaped = s.factor * shaped;
+    }
+    if (s.limit != 0.0) {
+        if (shaped > s.limit) {
+            shaped = s.limit;
+        }
+        if (shaped < -s.limit) {
+            shaped = -s.limit;
+        }
     }
     if (s.weight_decay != 0.0) {
         shaped = shaped + s.weight_decay * p;

@@ -14,8 +14,10 @@ const ROWS = 16u;
 
 // What one workgroup sums.
 struct Slice {
-    // The first element, within the bindings of this dispatch.
-    first: u32,
+    // The first element, within each of the bindings.
+    param: u32,
+    grad: u32,
+    state: u32,
     // The number of elements.
     count: u32,
     // The index of the record to compute with.

@@ -1,4 +1,5 @@
-// Row-sparse gradients: the sum of each listed row, in the order of the list. It needs the prelude.
+// Row-sparse gradients: the sum of each listed row, in the order of the list. It needs the prelude
+// and `value(i: u32) -> f32`, the i-th of `values`.
 
 // The rows that a gradient lists.
 struct Rows {
@@ -11,7 +12,6 @@ struct Rows {
 }
 
 @group(0) @binding(0) var<storage, read> list: Rows;
-@group(0) @binding(1) var<storage, read> values: array<f32>;
 @group(0) @binding(2) var<storage, read_write> sums: array<f32>;
 
 @compute @workgroup_size(WORKGROUP)
@@ -26,9 +26,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let positions = list.count + 1u;
     let start = list.words[row];
     let end = list.words[row + 1u];
-    var sum = values[list.words[positions + start] * list.width + column];
+    var sum = value(list.words[positions + start] * list.width + column);
     for (var nth = start + 1u; nth < end; nth = nth + 1u) {
-        sum = sum + values[list.words[positions + nth] * list.width + column];
+        sum = sum + value(list.words[positions + nth] * list.width + column);
     }
     sums[row * list.width + column] = sum;
 }

@@ -10,7 +10,7 @@ use optimizers::core::backend::{
 };
 use optimizers::core::format::{Master, StateDType, tensor_key};
 use optimizers::core::guard::{Control, Guard, Skip, Verdict};
-use optimizers::rule::At;
+use optimizers::rule::{At, Decay};
 use optimizers::{DType, Grad, IntoBackend, ParamMut, Parameter, Result, Rule, Values};
 
 use crate::Random;
@@ -37,10 +37,12 @@ impl Numbers {
         }
     }
 
-    /// As many [wide](Random::wide) numbers as asked for.
+    /// As many [wide](Random::wide) numbers as asked for; some are 0, of either sign.
     #[must_use]
     pub fn random(dtype: DType, len: usize, random: &mut Random) -> Self {
-        Self::new(dtype, &random.tensor(len))
+        let mut values = random.tensor(len);
+        values.iter_mut().skip(7).step_by(31).for_each(|x| *x *= 0.0);
+        Self::new(dtype, &values)
     }
 
     /// Replaces an element by one with these bits.
@@ -177,16 +179,19 @@ impl Case {
     }
 }
 
-/// The record of an update: the number of the update, a rate of 0.01, decoupled decay of 0.1 if the rule has it, nothing around
-/// the rule.
+/// Where an update stands: a rate of 0.01, decoupled decay of 0.1 if the rule has it.
+#[must_use]
+pub fn at(rule: &Rule, t: u32) -> At {
+    let (lr, weight_decay) = (0.01, if rule.spec().decay() == Decay::Decoupled { 0.1 } else { 0.0 });
+    let beta_powers = rule.spec().betas().map(|beta| beta.powi(t.try_into().expect("few updates")));
+    At { t: t.into(), lr, previous_lr: lr, weight_decay, beta_powers, dynamic_lr: false, first: t == 1 }
+}
+
+/// The record of the update that stands [there](at), with nothing around the rule.
 #[must_use]
 pub fn record(rule: &Rule, t: u32) -> Record {
-    let rule = rule.spec();
-    let (lr, weight_decay) = (0.01, 0.1);
-    let beta_powers = rule.betas().map(|beta| beta.powi(t.try_into().expect("few updates")));
-    let at = At { t: t.into(), lr, previous_lr: lr, weight_decay, beta_powers, dynamic_lr: false, first: t == 1 };
     let stages = Stages { step: t, ema: 0.0, max_norm: 0.0, owner: 0, units: 0.0, units_epsilon: 0.0, pad: [0; 2] };
-    Record { shaping: Shaping::NONE, trust: Trust::NONE, stages, scalars: rule.scalars(&at) }
+    Record { shaping: Shaping::NONE, trust: Trust::NONE, stages, scalars: rule.spec().scalars(&at(rule, t)) }
 }
 
 /// The most updates that are pending at a time.

@@ -7,7 +7,8 @@
 //! | [`problem`] | deterministic random parameters and gradients |
 //! | [`reference`](mod@reference) | the judge: every rule in naive `f64`, one file a rule, sharing no code with the library |
 //! | [`run`] | a problem trained on a backend or by the judge, and the comparison of two such runs |
-//! | [`training`] | whole runs with everything that a state has to remember |
+//! | [`resume`] | whole runs with everything that a state has to remember |
+//! | [`training`] | an optimizer with its memory, step by step |
 //! | [`tolerance`] | how far results may be apart, and why |
 //!
 //! Where does a new test go? What holds for every rule belongs into the suite's file of that topic and iterates
@@ -18,6 +19,7 @@ pub mod engine;
 pub mod naive;
 pub mod problem;
 pub mod reference;
+pub mod resume;
 pub mod run;
 pub mod tolerance;
 pub mod training;
@@ -31,7 +33,8 @@ use optimizers::{IntoBackend, Result, core};
 
 pub use naive::Naive;
 pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
-pub use run::{Bound, Run, compare};
+pub use resume::Resumable;
+pub use run::{Bound, Run, compare, final_report};
 pub use training::Training;
 
 /// The examples of the project's front page, which run on the CPU.
@@ -116,6 +119,7 @@ macro_rules! on_every_backend {
             #[allow(unused_imports, reason = "a body may need nothing from its file")]
             use super::*;
 
+            #[allow(clippy::missing_assert_message, reason = "the lint spares tests, which a body is")]
             fn check($target: $crate::Target) $body
 
             #[cfg(feature = "cpu")]

@@ -377,10 +377,9 @@ impl Engine for NaiveEngine {
             if fresh[index] {
                 sums.fill(0.0);
             }
-            if let Some(gradient) = gradient {
-                for (sum, g) in sums.iter_mut().zip(gradient.g) {
-                    *sum += weight * g;
-                }
+            for (sum, g) in sums.iter_mut().zip(gradient.into_iter().flat_map(|gradient| gradient.g)) {
+                let added = weight * g;
+                *sum = if fresh[index] { added } else { *sum + added };
             }
         }
         Ok(())

@@ -2,10 +2,25 @@
 
 use std::fmt;
 
-use optimizers::{Builder, Grad, IntoBackend, Optimizer, ParamMut, Result};
+use optimizers::{Builder, Grad, IntoBackend, Optimizer, Outcome, ParamMut, Result, StepReport};
 
 use crate::Problem;
 use crate::tolerance::UNIT;
+
+/// The report of a step once it is decided: the same one, unless the device had yet to tell. No other step may be pending.
+///
+/// # Errors
+/// What waiting for the device returns.
+///
+/// # Panics
+/// If a report is awaited and none comes.
+pub fn final_report(optimizer: &mut Optimizer, report: StepReport) -> Result<StepReport> {
+    if report.outcome != Outcome::Pending {
+        return Ok(report);
+    }
+    let report = optimizer.wait_report()?;
+    Ok(report.expect("a step that was pending has a report"))
+}
 
 /// A parameter (`w0`) or one of its slots (`w0.moment1`) after training. `f64` holds every `f32` exactly.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +65,7 @@ impl Run {
             let mut params: Vec<ParamMut<'_>> = p.iter_mut().map(Into::into).collect();
             let grads: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
             let report = optimizer.step(&mut params, &grads)?;
+            let report = final_report(&mut optimizer, report)?;
             assert!(report.applied(), "{report:?}");
         }
         Self::of(&optimizer, &p)
@@ -65,7 +81,7 @@ impl Run {
         let mut arrays = Vec::new();
         for (parameter, values) in optimizer.parameters().iter().zip(params) {
             arrays.push(Array::new(parameter.name(), wide(values)));
-            for slot in optimizer.rule().spec().slots() {
+            for slot in optimizer.rule_of(parameter.name())?.spec().slots() {
                 let values = optimizer.slot(parameter.name(), slot.name)?;
                 arrays.push(Array::new(&format!("{}.{}", parameter.name(), slot.name), wide(&values)));
             }

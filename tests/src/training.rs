@@ -1,120 +1,84 @@
-//! Whole runs with everything that a state has to remember: a schedule, a rate that follows a metric, decay, averages, a dynamic
-//! loss scale that overflows, clipping, missing gradients, stochastic rounding.
+//! An optimizer in training: with the memory of its parameters, step by step.
 
-use optimizers::core::{DynamicLossScale, Ema};
-use optimizers::schedule::{Linear, ReduceOnPlateau};
-use optimizers::{Builder, Grad, IntoBackend, Optimizer, ParamGroup, Parameter, Result, Rule};
+use optimizers::{Builder, Grad, IntoBackend, Optimizer, ParamMut, Result, StepReport};
 
-use crate::engine::{Formats, Numbers};
-use crate::problem::Random;
+use crate::engine::Numbers;
+use crate::{Run, final_report};
 
-/// The shapes of the parameters: matrices, more than a block of 8-bit codes, a stack, a scalar, nothing.
-pub const SHAPES: [&[usize]; 5] = [&[5, 7], &[300], &[2, 3, 33], &[], &[4, 0]];
-
-/// The steps at which a gradient overflows.
-const OVERFLOWS: [u64; 2] = [5, 14];
-
-/// An optimizer, its parameters and the gradients that it is fed.
+/// An optimizer with its parameters' memory on the host.
 #[derive(Debug)]
 pub struct Training {
-    rule: Rule,
-    formats: Formats,
     /// The optimizer.
     pub optimizer: Optimizer,
-    /// The parameters' memory.
-    pub params: Vec<Numbers>,
-    step: u64,
-}
-
-/// All that a run can be told by, to the bit.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Everything {
-    /// The parameters' memory.
-    pub params: Vec<Vec<u8>>,
-    /// The description of the state.
-    pub meta: String,
-    /// Its arrays.
-    pub arrays: Vec<(String, Vec<u8>)>,
+    /// The parameters, in the order of a step.
+    pub p: Vec<Numbers>,
 }
 
 impl Training {
-    /// A run at its start.
-    pub fn new(backend: impl IntoBackend, rule: &Rule, formats: Formats) -> Result<Self> {
-        let mut random = Random::new(11);
-        let params = SHAPES.map(|shape| Numbers::random(formats.dtype, shape.iter().product(), &mut random));
-        let optimizer = builder(rule, formats)?.build(backend)?;
-        Ok(Self { rule: rule.clone(), formats, optimizer, params: params.into(), step: 0 })
+    /// Builds an optimizer whose parameters start with these numbers, rounded to their types.
+    ///
+    /// # Errors
+    /// What building returns.
+    pub fn new(builder: Builder, backend: impl IntoBackend, start: &[Vec<f32>]) -> Result<Self> {
+        let optimizer = builder.build(backend)?;
+        let parameters = optimizer.parameters().iter().zip(start);
+        let p = parameters.map(|(parameter, start)| Numbers::new(parameter.dtype(), start)).collect();
+        Ok(Self { optimizer, p })
     }
 
-    /// The same run at the same place, with the same parameters and an optimizer that knows nothing of it.
-    pub fn fresh(&self, backend: impl IntoBackend) -> Result<Self> {
-        let fresh = Self::new(backend, &self.rule, self.formats)?;
-        Ok(Self { params: self.params.clone(), step: self.step, ..fresh })
+    /// Calls a function of the optimizer that takes the parameters.
+    ///
+    /// # Errors
+    /// What the function returns.
+    pub fn with<T>(&mut self, call: impl FnOnce(&mut Optimizer, &mut [ParamMut<'_>]) -> Result<T>) -> Result<T> {
+        let mut params: Vec<ParamMut<'_>> = self.p.iter_mut().map(Numbers::param).collect();
+        call(&mut self.optimizer, &mut params)
     }
 
-    /// Does steps. Some are skipped, for their gradients overflow.
-    pub fn run(&mut self, steps: u64) -> Result<()> {
-        for _ in 0..steps {
-            self.step += 1;
-            let scale = self.optimizer.loss_scale()?;
-            let gradients: Vec<_> = (0_u64..).zip(&self.params).map(|(i, _)| gradient(self.step, i, scale)).collect();
-            let grads: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
-            let mut params: Vec<_> = self.params.iter_mut().map(Numbers::param).collect();
-            let _ = self.optimizer.step(&mut params, &grads)?;
-            if self.step.is_multiple_of(3) {
-                self.optimizer.observe(1.0)?;
-            }
-        }
-        Ok(())
+    /// One step, and its [final report](final_report).
+    ///
+    /// # Errors
+    /// What the step returns.
+    pub fn try_step<'a, G: Into<Grad<'a>> + Copy>(&mut self, grads: &[G]) -> Result<StepReport> {
+        let grads: Vec<Grad<'_>> = grads.iter().map(|&grad| grad.into()).collect();
+        let report = self.with(|optimizer, params| optimizer.step(params, &grads))?;
+        final_report(&mut self.optimizer, report)
     }
 
-    /// All of it.
-    pub fn everything(&mut self) -> Result<Everything> {
-        let params = self.params.iter().map(Numbers::bytes).collect();
-        let state = self.optimizer.state()?;
-        let arrays = state.arrays().iter().enumerate().map(|(index, array)| {
-            let mut bytes = vec![0; array.bytes().expect("it is in memory")];
-            state.read(index, 0, &mut bytes)?;
-            Ok((array.name.clone(), bytes))
-        });
-        Ok(Everything { params, arrays: arrays.collect::<Result<_>>()?, meta: format!("{:?}", state.meta()) })
+    /// As [`try_step`](Self::try_step), where it must not fail.
+    ///
+    /// # Panics
+    /// If it does.
+    pub fn step<'a, G: Into<Grad<'a>> + Copy>(&mut self, grads: &[G]) -> StepReport {
+        self.try_step(grads).unwrap_or_else(|error| panic!("{error}"))
     }
-}
 
-/// The builder of such a run's optimizer.
-pub fn builder(rule: &Rule, formats: Formats) -> Result<Builder> {
-    let parameters: Vec<_> = (SHAPES.iter().enumerate())
-        .map(|(i, &shape)| Parameter::new(format!("w{i}"), shape).with_dtype(formats.dtype))
-        .collect();
-    let members = |group| parameters.iter().skip(group).step_by(2);
-    let plateau = ReduceOnPlateau::new(0.01)?.factor(0.5)?.patience(1);
-    let groups = [
-        ParamGroup::new(members(0)).lr(Linear::new(0.01, 0.002, 15)?).weight_decay(0.01),
-        ParamGroup::new(members(1)).lr(plateau).name("odd"),
-    ];
-    let loss_scale = DynamicLossScale { init_loss_scale: 64.0, scale_window: 3, ..DynamicLossScale::default() };
-    Ok(Builder::new(rule.clone())
-        .groups(groups)
-        .order_params(&parameters)
-        .master(formats.master)
-        .state_dtype(formats.state)
-        .ema(Ema { decay: 0.9, warmup: true })
-        .loss_scale(loss_scale)
-        .clip_norm(1.0)
-        .seed(7))
-}
+    /// A step with what was accumulated, and its [final report](final_report).
+    ///
+    /// # Errors
+    /// What the step returns.
+    pub fn step_accumulated(&mut self) -> Result<StepReport> {
+        let report = self.with(Optimizer::step_accumulated)?;
+        final_report(&mut self.optimizer, report)
+    }
 
-/// The gradient of a parameter at a step, 1 for the first; the third parameter has its first at step 13.
-fn gradient(step: u64, parameter: u64, scale: f64) -> Option<Numbers> {
-    if (parameter + step).is_multiple_of(4) || (parameter == 2 && step < 13) {
-        return None;
+    /// The parameters as `f32`.
+    #[must_use]
+    pub fn values(&self) -> Vec<Vec<f32>> {
+        let wide = |numbers: &Numbers| match numbers {
+            Numbers::F32(values) => values.clone(),
+            Numbers::F16(values) => values.iter().map(|x| x.to_f32()).collect(),
+            Numbers::Bf16(values) => values.iter().map(|x| x.to_f32()).collect(),
+        };
+        self.p.iter().map(wide).collect()
     }
-    let mut random = Random::new(step << 8 | parameter);
-    let len = SHAPES[usize::try_from(parameter).expect("a few parameters")].iter().product();
-    #[allow(clippy::cast_possible_truncation, reason = "a power of two")]
-    let mut values: Vec<f32> = random.tensor(len).into_iter().map(|x| x * scale as f32).collect();
-    if parameter < 2 && OVERFLOWS.contains(&step) {
-        values[3] = f32::INFINITY;
+
+    /// Parameters and slots, under this name.
+    ///
+    /// # Panics
+    /// If a slot cannot be read.
+    #[must_use]
+    pub fn run(&self, by: &str) -> Run {
+        Run::of(&self.optimizer, &self.values()).unwrap_or_else(|error| panic!("{error}")).by(by)
     }
-    Some(Numbers::F32(values))
 }

@@ -78,9 +78,13 @@ fn allocations_are_counted() {
 mod cpu {
     use std::sync::Arc;
 
+    use optim_tests::engine::{Case, Formats, Numbers, record};
     use optim_tests::{Problem, Setup};
+    use optimizers::core::backend::{Plan, Progress, RowList, Shaping, Stages, Update};
+    use optimizers::core::guard::{Clip, Control, Guard};
     use optimizers::core::rule::Passes;
-    use optimizers::{CpuBackend, Grad, Optimizer, ParamMut, Rule};
+    use optimizers::core::{Backend, DynamicLossScale};
+    use optimizers::{Adam, Builder, CpuBackend, DType, Grad, Optimizer, ParamMut, Rule};
     use rayon::ThreadPoolBuilder;
 
     use super::*;
@@ -96,13 +100,18 @@ mod cpu {
         Arc::new(pool.build().unwrap())
     }
 
-    /// Hands over a step of each rule: an optimizer with its memory, already borrowed.
-    fn with_optimizer(lens: &[usize], backend: CpuBackend, use_it: impl Fn(&Rule, &mut (dyn FnMut() + Send))) {
+    /// Hands over a step of each rule: an optimizer with its memory, already borrowed. `change` is for its settings.
+    fn with_optimizer(
+        lens: &[usize],
+        backend: &CpuBackend,
+        change: impl Fn(Builder) -> Builder,
+        use_it: impl Fn(&Rule, &mut (dyn FnMut() + Send)),
+    ) {
         let problem = Problem::new(lens, 1, 1);
         for rule in Rule::all() {
             // Two groups, decay and a loss scale: nothing is left out of the step.
             let setup = Setup { rule: rule.clone(), groups: vec![(1e-2, 0.1), (1e-3, 0.0)], loss_scale: 3.0 };
-            let mut optimizer: Optimizer = setup.builder(&problem.parameters).build(backend.clone()).unwrap();
+            let mut optimizer: Optimizer = change(setup.builder(&problem.parameters)).build(backend.clone()).unwrap();
             let mut p = problem.start.clone();
             let mut params: Vec<ParamMut<'_>> = p.iter_mut().map(Into::into).collect();
             let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
@@ -134,10 +143,19 @@ mod cpu {
             pool.install(|| drop(std::hint::black_box(vec![1_u8; 100])));
             assert!(counter.load(Ordering::SeqCst) > 0, "the pool's threads count");
             // The optimizer is built outside, with the pool's number of threads; its steps run inside.
-            with_optimizer(lens, CpuBackend::with_pool(Arc::clone(&pool)), |rule, step| {
+            let backend = CpuBackend::with_pool(Arc::clone(&pool));
+            let none = |rule: &Rule, step: &mut (dyn FnMut() + Send)| {
                 let allocations = pool.install(|| fewest(counter, 0, step));
                 assert_eq!(allocations, 0, "{rule:?}: allocations in {STEPS} steps");
-            });
+            };
+            with_optimizer(lens, &backend, |builder| builder, none);
+            // All that may surround a rule.
+            let scale =
+                DynamicLossScale { init_loss_scale: 2.0, scale_window: 10, cap: 8.0, ..DynamicLossScale::default() };
+            let all = |builder: Builder| builder.loss_scale(scale).clip_norm(0.5).clip_value(0.1).ema(0.99);
+            with_optimizer(lens, &backend, all, none);
+            let by_group = |builder: Builder| builder.clip_norm_per_group(0.5).clip_adaptive(0.1, 1e-3);
+            with_optimizer(lens, &backend, by_group, none);
         }
     }
 
@@ -148,15 +166,62 @@ mod cpu {
         for (lens, shared) in SETS.into_iter().zip([false, true]) {
             let counter = counter();
             let pool = pool(counter);
-            with_optimizer(lens, CpuBackend::with_pool(pool), |rule, step| {
-                let spec = rule.spec();
-                let walks = if spec.has_trust() || spec.passes() != Passes::Elementwise { 2 } else { 1 };
-                let most = if shared { walks * STEPS / 63 + 1 } else { 0 };
-                COUNTER.set(Some(counter));
-                let allocations = fewest(counter, most, step);
-                COUNTER.set(None);
-                assert!(allocations <= most, "{rule:?}: {allocations} allocations in {STEPS} steps, at most {most}");
-            });
+            with_optimizer(
+                lens,
+                &CpuBackend::with_pool(pool),
+                |builder| builder,
+                |rule, step| {
+                    let spec = rule.spec();
+                    let walks = if spec.has_trust() || spec.passes() != Passes::Elementwise { 2 } else { 1 };
+                    let most = if shared { walks * STEPS / 63 + 1 } else { 0 };
+                    COUNTER.set(Some(counter));
+                    let allocations = fewest(counter, most, step);
+                    COUNTER.set(None);
+                    assert!(
+                        allocations <= most,
+                        "{rule:?}: {allocations} allocations in {STEPS} steps, at most {most}"
+                    );
+                },
+            );
         }
+    }
+
+    /// With every format, a guard, numbers of rows, averages, and gradients of every kind.
+    #[test]
+    fn none_with_everything_around_a_rule() {
+        let counter = counter();
+        let pool = pool(counter);
+        let rules = [Adam::default().into()];
+        let mut case = Case::new(&rules, 1);
+        for (nth, formats) in Formats::all().into_iter().enumerate() {
+            case.push(&[40 + nth, 257], formats, 0).ema = true;
+        }
+        let plan = Plan { rules: &rules, tensors: &case.tensors, groups: case.groups };
+        let mut engine = CpuBackend::with_pool(Arc::clone(&pool)).engine(&plan).unwrap();
+        let mut start = case.start.clone();
+        let mut params: Vec<ParamMut<'_>> = start.iter_mut().map(Numbers::param).collect();
+        let dtypes = [DType::F32, DType::F16, DType::Bf16];
+        let gradients = case.gradients(|index| dtypes[index % 3]);
+        let mut grads: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
+        grads.iter_mut().step_by(4).for_each(|grad| *grad = Grad::Accumulated);
+        let mut record = record(&rules[0], 1);
+        record.shaping = Shaping { factor: 0.5, weight_decay: 0.1, limit: 2.0, flags: Shaping::CENTRALIZE };
+        record.stages = Stages { ema: 0.1, max_norm: 1.0, units: 0.1, units_epsilon: 1e-3, ..record.stages };
+        let guard = Guard { factor: 0.5, clip: Clip::Global, first: 0, records: 1, scaler: None };
+        let (record_of, rows) = (vec![0; params.len()], vec![RowList::default(); params.len()]);
+        engine.seed(&vec![true; params.len()], &mut params).unwrap();
+        let fresh = vec![true; params.len()];
+        let added: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
+        let mut step = || {
+            engine.accumulate(0.5, &fresh, &added).unwrap();
+            engine.set_control(&Control::default()).unwrap();
+            record.stages.step += 1;
+            let update =
+                Update { rules: &rules, records: &[record], record_of: &record_of, rows: &rows, guard: Some(&guard) };
+            let progress = engine.update(&update, &mut params, &grads).unwrap();
+            assert!(matches!(progress, Progress::Decided(verdict) if verdict.skip.is_none()), "a step is applied");
+        };
+        let allocations = pool.install(|| fewest(counter, 0, &mut step));
+        assert_eq!(allocations, 0, "allocations in {STEPS} steps");
     }
 }

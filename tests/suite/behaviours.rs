@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use optim_tests::Target;
 use optim_tests::tolerance::GOLDEN;
+use optimizers::core::{DynamicLossScale, FixedLossScale, LossScale};
 use optimizers::dynamic_lr::{
     cosine_decay_lr, exponential_decay_lr, piecewise_constant_lr, polynomial_decay_lr, warmup_lr,
 };
@@ -74,6 +75,7 @@ const NOT_COMPILED: &[Elsewhere] = &[
             "PolynomialDecayLR(0.1, 0, 4, 0.5)",
             "PolynomialDecayLR(0.1, 0.0, 4, 1)",
             "WarmUpLR(1, 2)",
+            "DynamicLossScaleManager(scale_window=2.0)",
         ],
     },
     Elsewhere {
@@ -102,6 +104,8 @@ const NOT_COMPILED: &[Elsewhere] = &[
             "Momentum(loss_scale=\"x\")",
             "SGD(momentum=\"x\")",
             "params: group lr \"x\"",
+            "FixedLossScaleManager(\"x\")",
+            "DynamicLossScaleManager(\"x\")",
         ],
     },
     Elsewhere {
@@ -160,30 +164,10 @@ not_taken!(Parameter: i32, f32, Vec<f32>, ParamGroup);
 not_taken!(Rule: Parameter, Vec<Parameter>, [Parameter; 2]);
 
 /// Calls that MindSpore accepts and that cannot be written here.
-const NO_MEANING: &[Elsewhere] =
-    &[Elsewhere { reason: "a bool is no number", calls: &["Momentum(learning_rate=True)"] }];
-
-/// Calls about what is not built yet: whoever builds it turns them into rows.
-const NOT_BUILT: &[Elsewhere] = &[Elsewhere {
-    reason: "loss scale managers",
-    calls: &[
-        "FixedLossScaleManager(0.5)",
-        "FixedLossScaleManager(1)",
-        "FixedLossScaleManager(\"x\")",
-        "FixedLossScaleManager(128.0, 1)",
-        "DynamicLossScaleManager(0.5)",
-        "DynamicLossScaleManager(scale_factor=0)",
-        "DynamicLossScaleManager(scale_factor=-2)",
-        "DynamicLossScaleManager(scale_factor=0.5)",
-        "DynamicLossScaleManager(scale_window=0)",
-        "DynamicLossScaleManager(scale_window=2.0)",
-        "DynamicLossScaleManager(\"x\")",
-        "1000 overflows in a row",
-        "1001 overflows in a row",
-        "FixedLossScaleManager().get_update_cell()",
-        "FixedLossScaleManager(drop_overflow_update=False).get_update_cell()",
-    ],
-}];
+const NO_MEANING: &[Elsewhere] = &[
+    Elsewhere { reason: "a bool is no number", calls: &["Momentum(learning_rate=True)"] },
+    Elsewhere { reason: "an integer is no bool", calls: &["FixedLossScaleManager(128.0, 1)"] },
+];
 
 /// Calls that are no rows.
 struct Elsewhere {
@@ -418,7 +402,7 @@ fn rates() -> Vec<Row> {
             .because("a number is a number: all are checked"),
         row("Momentum(learning_rate=tensor1d of 1)", with(vec![0.1].into())),
         row("list of 2, third step", counts(Momentum::new([0.1; 2], 0.9).params(both()), 3))
-            .fails(Error::RateExhausted { place: "the optimizer".into(), update: 2, len: 2 }),
+            .fails(Error::RateExhausted { what: "learning rate", place: "the optimizer".into(), update: 2, len: 2 }),
         row("list of 1, first step", counts(Momentum::new([0.1], 0.9).params(both()), 1)),
         row("global_step after two steps, fixed lr", counts(momentum().params(both()), 2)),
         row("global_step after two steps, list lr", counts(Momentum::new([0.1; 3], 0.9).params(both()), 2)),
@@ -818,6 +802,44 @@ fn edge_values() -> Vec<Row> {
     ]
 }
 
+fn loss_scales() -> Vec<Row> {
+    let scaled = |scale: LossScale| momentum().params(both()).loss_scale(scale);
+    let fixed = |loss_scale| builds(scaled(FixedLossScale { loss_scale, ..FixedLossScale::default() }.into()));
+    let dynamic = |scale: DynamicLossScale| builds(scaled(scale.into()));
+    let default = DynamicLossScale::default;
+    let factor = |scale_factor| dynamic(DynamicLossScale { scale_factor, ..default() });
+    // The scale after so many steps whose gradients are infinite.
+    let overflows = |count| {
+        let builder = scaled(default().into());
+        move || train(builder, count, f32::INFINITY)?.0.loss_scale().map(|scale| scale.to_string())
+    };
+    // What MindSpore has a cell for: a step whose gradients are not finite is skipped.
+    let cell = |scale: FixedLossScale| {
+        let builder = scaled(scale.into());
+        move || {
+            let (_, reports, _) = train(builder, 1, f32::NAN)?;
+            Ok(if reports[0].applied() { "NoneType" } else { "FixedLossScaleUpdateCell" }.into())
+        }
+    };
+    let undropped = FixedLossScale { drop_overflow_update: false, ..FixedLossScale::default() };
+    vec![
+        row("FixedLossScaleManager(0.5)", fixed(0.5)).refused("FixedLossScale.loss_scale"),
+        row("FixedLossScaleManager(1)", fixed(1.0)),
+        row("FixedLossScaleManager().get_update_cell()", cell(FixedLossScale::default())),
+        row("FixedLossScaleManager(drop_overflow_update=False).get_update_cell()", cell(undropped)),
+        row("DynamicLossScaleManager(0.5)", dynamic(DynamicLossScale { init_loss_scale: 0.5, ..default() }))
+            .refused("DynamicLossScale.init_loss_scale"),
+        row("DynamicLossScaleManager(scale_factor=0)", factor(0.0)).refused("DynamicLossScale.scale_factor"),
+        row("DynamicLossScaleManager(scale_factor=-2)", factor(-2.0)).refused("DynamicLossScale.scale_factor"),
+        row("DynamicLossScaleManager(scale_factor=0.5)", factor(0.5)),
+        row("DynamicLossScaleManager(scale_window=0)", dynamic(DynamicLossScale { scale_window: 0, ..default() }))
+            .refused("DynamicLossScale.scale_window"),
+        row("1000 overflows in a row", overflows(1000)),
+        row("1001 overflows in a row", overflows(1001))
+            .fails(Error::TooManySkips { name: "a.weight".into(), skips: 1001 }),
+    ]
+}
+
 fn rows() -> Vec<Row> {
     let topics = [
         rates,
@@ -835,6 +857,7 @@ fn rows() -> Vec<Row> {
         schedules,
         weight_decay,
         edge_values,
+        loss_scales,
     ];
     topics.iter().flat_map(|rows| rows()).collect()
 }
@@ -911,7 +934,7 @@ impl Entry {
 fn calls_are_answered_as_stated() {
     let (behaviours, own) = behaviours();
     let rows = rows().into_iter().map(|row| (row.call, Entry::Row(row)));
-    let lists = [(NOT_COMPILED, NOT_COMPILED_MARK), (NO_MEANING, "no meaning"), (NOT_BUILT, "not built")];
+    let lists = [(NOT_COMPILED, NOT_COMPILED_MARK), (NO_MEANING, "no meaning")];
     let listed = lists.into_iter().flat_map(|(list, mark)| {
         let calls = |&Elsewhere { reason, calls }: &'static Elsewhere| calls.iter().map(move |&call| (call, reason));
         list.iter().flat_map(calls).map(move |(call, reason)| (call, Entry::Listed { mark, reason }))

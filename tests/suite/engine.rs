@@ -257,7 +257,7 @@ on_every_backend! {
     fn clipping(target) {
         let (case, gradients) = mixed(&rules(), 4);
         for (clip, scaler) in [(Clip::Global, None), (Clip::Group, Some(SCALER)), (Clip::Parameter, None)] {
-            let guard = Guard { factor: 0.7, clip, first: 0, records: 0, scaler };
+            let guard = Guard { factor: 0.9, clip, first: 0, records: 0, scaler };
             let records = |applied| {
                 let mut records = records(&case, applied + 1);
                 for (i, record) in records.iter_mut().enumerate() {
@@ -271,7 +271,7 @@ on_every_backend! {
                 records
             };
             let script = |driven: &mut Driven| {
-                driven.engine.set_control(&Control { scale: 4.0, ..Control::default() }).unwrap();
+                driven.engine.set_control(&Control { scale: 3.0, ..Control::default() }).unwrap();
                 for (update, gradients) in gradients.iter().enumerate() {
                     driven.guarded(&guard, records, &some_frozen(&case, update), &grads(gradients)).unwrap();
                 }
@@ -488,6 +488,74 @@ on_every_backend! {
             other_key.tensors[1].key ^= 1;
             assert!(verdict(&other_key, |_, _, _| {}).is_err(), "another key passed");
             assert!(verdict(&case, |record, _, _| record.stages.step += 1).is_err(), "random bits of another step passed");
+        }
+    }
+}
+
+/// What is cut into tasks, summed and measured is the same for any number of threads.
+#[cfg(feature = "cpu")]
+#[test]
+fn threads() {
+    let (mut case, _) = mixed(&rules(), 0);
+    for i in 0..rules().len() {
+        let tensor = case.push(&[3, 16_000 + 1000 * i], Formats::all()[i * 7 % 24], i);
+        (tensor.group, tensor.ema) = (i % 3, i % 2 == 0);
+    }
+    let gradients: Vec<_> = (0..3).map(|_| case.gradients(|i| DTYPES[i % 3])).collect();
+    let guard = Guard { factor: 1.0, clip: Clip::Group, first: 0, records: 0, scaler: None };
+    let clipped = |applied| {
+        let mut records = records(&case, applied + 1);
+        records.iter_mut().for_each(|record| record.stages.max_norm = 3.0);
+        records
+    };
+    let [one, three] = [1, 3].map(|threads| {
+        let mut driven = Driven::new(optimizers::CpuBackend::with_threads(threads).unwrap(), &case).unwrap();
+        for (update, gradients) in gradients.iter().enumerate() {
+            driven.guarded(&guard, clipped, &some_frozen(&case, update), &grads(gradients)).unwrap();
+        }
+        driven.snapshot().unwrap().by(&format!("{threads} threads"))
+    });
+    one.same_bits(&three).unwrap();
+}
+
+/// Every rule with every format, those too that the naive engine does not know: the CPU and the GPU.
+#[cfg(all(feature = "cpu", feature = "gpu"))]
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn parity() {
+    use optim_tests::engine::at;
+
+    for (nth, rule) in Rule::all().iter().enumerate() {
+        let mut case = Case::new(slice::from_ref(rule), 90 + nth as u64);
+        // One format of the parameter, all of the state.
+        for formats in Formats::all().into_iter().skip(nth % 8).step_by(8) {
+            for shape in [&[33, 65][..], &[1025], &[5, 3, 7], &[0]] {
+                case.push(shape, formats, 0).ema = nth % 2 == 0;
+            }
+        }
+        let gradients: Vec<_> = (0..3).map(|_| case.gradients(|i| DTYPES[(nth + i) % 3])).collect();
+        let record_of = in_turn(&case, case.tensors.len());
+        let [cpu, gpu] = [Target::Cpu, Target::Gpu].map(|target| {
+            let mut driven = Driven::new(target, &case).unwrap();
+            for (t, gradients) in (1..).zip(&gradients) {
+                let one = |tensor: &Tensor| {
+                    let mut record = record(rule, t);
+                    record.shaping = Shaping { factor: 0.3, limit: 0.2, ..Shaping::NONE };
+                    record.stages.ema = 0.1;
+                    match rule.spec().trust(&tensor.parameter, &at(rule, t), 0.01) {
+                        Some(trust) => record.trust = trust,
+                        None => record.shaping.weight_decay = 0.01,
+                    }
+                    record
+                };
+                let records: Vec<_> = case.tensors.iter().map(one).collect();
+                driven.step(&records, &record_of, &grads(gradients)).unwrap();
+            }
+            driven.snapshot().unwrap()
+        });
+        let compared = if is_exact(Target::Gpu) { gpu.same_bits(&cpu) } else { gpu.within(&cpu, ENGINE) };
+        if let Err(difference) = compared {
+            panic!("{rule:?}: {difference}");
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::any::Any;
 
-use half::{bf16, f16};
+use half::f16;
 use optim_tests::{Bound, Run, Target, compare, on_every_backend};
-use optimizers::core::Backend;
+use optimizers::core::{Backend, Master};
 use optimizers::rule::{At, CustomRule, Passes, Slot, SlotShape, StepScalars, UpdateRule};
 use optimizers::schedule::{CosineDecay, ExponentialDecay, InverseDecay, NaturalExpDecay, PolynomialDecay, WarmUp};
 use optimizers::{
@@ -97,21 +97,16 @@ fn overflowing_shapes() {
     }
 }
 
+/// A gradient may be of any type; a parameter's memory is of the declared one: see `types`.
 #[test]
-fn unsupported_types() {
-    for dtype in [DType::F16, DType::Bf16] {
-        let builder = Adam::default().params([weight(), bias().with_dtype(dtype)]);
-        let error = refused(builder, &["\"bias\"", &dtype.to_string()]);
-        assert_eq!(error, Error::DType { what: "parameter", name: "bias".into(), expected: DType::F32, got: dtype });
-    }
-}
-
-#[test]
-fn centralization() {
-    let groups = [ParamGroup::new([bias()]), ParamGroup::new([weight()]).grad_centralization(true)];
-    assert_refused!(Adam::default().groups(groups), Error::Unsupported { .. }, "gradient centralization", "group 1");
-    let off = Adam::default().groups([ParamGroup::new([weight()]).grad_centralization(false)]);
-    assert!(off.build(Target::ALL[0]).is_ok(), "switching it off is fine");
+fn masters() {
+    let halves = || [weight(), bias().with_dtype(DType::F16)];
+    let split = Adam::default().params(halves()).master(Master::Split);
+    assert_refused!(split, Error::HyperParameter { .. }, "bias: master", "bf16", "split");
+    let groups = [ParamGroup::new([weight()]), ParamGroup::new([bias().with_dtype(DType::F16)]).master(Master::Split)];
+    assert_refused!(Adam::default().groups(groups), Error::HyperParameter { .. }, "bias: master", "bf16", "split");
+    let brain = Adam::default().params([bias().with_dtype(DType::Bf16)]).master(Master::Split);
+    assert!(brain.build(Target::ALL[0]).is_ok(), "bf16 is what a split is made for");
 }
 
 #[test]
@@ -646,15 +641,6 @@ on_every_backend! {
     fn types(target) {
         let [g, h] = G.map(Grad::from);
         let half = [f16::ONE; 3];
-        let brain = [bf16::ONE; 6];
-        for (grads, name, got) in
-            [([g, (&half).into()], "bias", DType::F16), ([(&brain).into(), h], "weight", DType::Bf16)]
-        {
-            let expected = DType::F32;
-            let is_right =
-                |error: &Error| *error == Error::DType { what: "gradient", name: name.into(), expected, got };
-            refused_step(target, &Second::Fixed, with_gradients(&grads), is_right, &[name, "f32"]);
-        }
         let half_parameter = |optimizer: &mut Optimizer, [a, _]: &mut [Vec<f32>; 2]| {
             let mut half = half;
             optimizer.step(&mut [a.into(), (&mut half).into()], &[g, h]).map(drop)
@@ -682,15 +668,20 @@ on_every_backend! {
         let is_right = |error: &Error| matches!(error, Error::Length { expected: 3, got: 4, .. });
         let long = Foreign(4, DType::F32);
         refused_step(target, &Second::Fixed, with_gradients(&[g, (&long).into()]), is_right, &["\"bias\""]);
-        let is_right = |error: &Error| matches!(error, Error::DType { got: DType::Bf16, .. });
+        let is_right = |error: &Error| {
+            matches!(error, Error::DType { what: "parameter", expected: DType::F32, got: DType::Bf16, .. })
+        };
         let brain = Foreign(3, DType::Bf16);
-        refused_step(target, &Second::Fixed, with_gradients(&[g, (&brain).into()]), is_right, &["\"bias\""]);
+        let parameter = |optimizer: &mut Optimizer, [a, _]: &mut [Vec<f32>; 2]| {
+            optimizer.step(&mut [a.into(), (&brain).into()], &[g, h]).map(drop)
+        };
+        refused_step(target, &Second::Fixed, parameter, is_right, &["\"bias\""]);
     }
 
     fn exhausted_rates(target) {
         let grads = G.map(Grad::from);
         let is_right = |error: &Error| {
-            *error == Error::RateExhausted { place: "group 1".into(), update: 2, len: 2 }
+            *error == Error::RateExhausted { what: "learning rate", place: "group 1".into(), update: 2, len: 2 }
         };
         refused_step(target, &Second::List, with_gradients(&grads), is_right, &["group 1", "2 entries"]);
     }
@@ -699,7 +690,7 @@ on_every_backend! {
         let grads = G.map(Grad::from);
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let is_right = |error: &Error| {
-                matches!(error, Error::RateNotFinite { place, update: 2, .. } if place == "group 1")
+                matches!(error, Error::RateNotFinite { what: "learning rate", place, update: 2, .. } if place == "group 1")
             };
             let second = Second::Schedule(value);
             refused_step(target, &second, with_gradients(&grads), is_right, &["group 1", "update 2", &value.to_string()]);

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use optim_tests::{Random, gpu, gpu_is_llvmpipe};
-use optimizers::core::backend::{Plan, Update};
+use optimizers::core::backend::{Part, Plan, Progress, Tensor, Update};
+use optimizers::core::format::{Master, StateDType};
+use optimizers::core::guard::Control;
 use optimizers::core::{self, Backend as _, DeviceMemory};
 use optimizers::gpu::{Counters, GpuOptions};
 use optimizers::rule::Passes;
@@ -88,16 +90,36 @@ impl core::Backend for Scalars {
 }
 
 impl core::Engine for Scalars {
-    fn update(&mut self, update: &Update<'_>, _: &mut [ParamMut<'_>], _: &[Grad<'_>]) -> Result<()> {
+    fn update(&mut self, update: &Update<'_>, _: &mut [ParamMut<'_>], _: &[Grad<'_>]) -> Result<Progress> {
         *self.0.lock().unwrap() = update.records[0].scalars.words().to_vec();
+        Ok(Progress::Applied)
+    }
+
+    fn control(&self) -> Result<Control> {
+        Ok(Control::default())
+    }
+
+    fn set_control(&mut self, _: &Control) -> Result<()> {
         Ok(())
     }
 
-    fn read_slot(&self, _: usize, _: usize) -> Result<Vec<f32>> {
-        Ok(Vec::new())
+    fn seed(&mut self, _: &[bool], _: &mut [ParamMut<'_>]) -> Result<()> {
+        Ok(())
     }
 
-    fn write_slot(&mut self, _: usize, _: usize, _: &[f32]) -> Result<()> {
+    fn accumulate(&mut self, _: f32, _: &[bool], _: &[Grad<'_>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn swap_ema(&mut self, _: bool, _: &mut [ParamMut<'_>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&self, _: usize, _: Part, _: usize, _: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _: usize, _: Part, _: usize, _: &[u8]) -> Result<()> {
         Ok(())
     }
 }
@@ -267,7 +289,8 @@ mod numbers {
         let lens = [70, 1000, 3, 64, 513];
         let start: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
         let grads: Vec<_> = lens.iter().map(|&len| random.tensor(len)).collect();
-        for (window_bytes, dispatches) in [(256, 2 + 16 + 1 + 1 + 9), (1024, 1 + 4 + 1 + 3), (1 << 20, 1)] {
+        // Two slots take as much of a page as 64 elements at least.
+        for (window_bytes, dispatches) in [(256, 2 + 16 + 1 + 1 + 9), (1024, 1 + 8 + 1 + 5), (1 << 20, 1)] {
             let backend = adopted(&GpuOptions { window_bytes: Some(window_bytes), ..GpuOptions::default() });
             let params = backend.arena(&lens).unwrap();
             params.iter().zip(&start).for_each(|(param, start)| param.write(start).unwrap());
@@ -527,16 +550,27 @@ mod memory {
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn of_slots_is_read_as_written() {
         let backend = adopted(&GpuOptions { window_bytes: Some(512), ..GpuOptions::default() });
-        let parameters = [Parameter::new("a", [65]), Parameter::new("b", [300]), Parameter::new("c", [0])];
-        let rule = Rule::from(Adam::default());
-        let mut engine = backend.engine(&Plan { rule: &rule, parameters: &parameters }).unwrap();
+        let tensors = [65, 300, 0].map(|len| Tensor {
+            parameter: Parameter::new(len.to_string(), [len]),
+            group: 0,
+            rule: 0,
+            master: Master::F32,
+            state: StateDType::F32,
+            ema: false,
+            key: 0,
+        });
+        let rules = [Rule::from(Adam::default())];
+        let mut engine = backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: 1 }).unwrap();
         let mut random = Random::new(7);
-        for (index, parameter) in parameters.iter().enumerate() {
-            let values = [random.tensor(parameter.len()), random.tensor(parameter.len())];
-            engine.write_slot(index, 0, &values[0]).unwrap();
-            engine.write_slot(index, 1, &values[1]).unwrap();
-            assert_eq!(engine.read_slot(index, 0).unwrap(), values[0], "{}", parameter.name());
-            assert_eq!(engine.read_slot(index, 1).unwrap(), values[1], "{}", parameter.name());
+        for (index, tensor) in tensors.iter().enumerate() {
+            for nth in 0..2 {
+                let values = random.tensor(tensor.parameter.len());
+                let values: Vec<u8> = values.into_iter().flat_map(f32::to_ne_bytes).collect();
+                let mut read = vec![0; values.len()];
+                engine.write(index, Part::Slot(nth), 0, &values).unwrap();
+                engine.read(index, Part::Slot(nth), 0, &mut read).unwrap();
+                assert_eq!(read, values, "slot {nth} of {}", tensor.parameter.name());
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 mod allocations;
 // Odd calls: MindSpore's answers and this library's.
 mod behaviours;
+// What changes between steps, and what an optimizer says about itself.
+mod changes;
 // State files: resumed runs, damaged files, killed saves.
 mod checkpoint;
 // AdaFactor's second moments in half precision.
@@ -21,18 +23,26 @@ mod golden;
 // The caller's device and buffers, windows, dispatches, errors of the device.
 #[cfg(feature = "gpu")]
 mod gpu;
+// Who is in which group, and what a group inherits.
+mod groups;
 // Every rule against its naive f64 twin.
 mod judge;
+// Sequences of overflows against MindSpore's loss scale managers.
+mod loss_scale;
 // The strict reader of the golden trajectories' manifest.
 mod manifest;
 // The CPU and the GPU, bit for bit.
 #[cfg(all(feature = "cpu", feature = "gpu"))]
 mod parity;
+// Loss scales, guards, clipping, accumulation, averages, fewer bits.
+mod precision;
 // Laws that hold for any rule and any data.
 mod properties;
 // Row-sparse gradients and rules of the user's own, on both backends.
 #[cfg(all(feature = "cpu", feature = "gpu"))]
 mod sparse;
+// Rows of parameters that come, go and move.
+mod surgery;
 // Row-sparse gradients against a naive f64 loop, and their laws.
 mod rows;
 // Step scalars against values computed in another way.

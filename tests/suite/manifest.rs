@@ -30,7 +30,7 @@ pub(crate) struct Manifest {
     not_run: Vec<NotRun>,
     pub(crate) dynamic_lr: Vec<DynamicLr>,
     pub(crate) schedules: Vec<ScheduleValues>,
-    loss_scale: Vec<LossScale>,
+    pub(crate) loss_scale: Vec<LossScale>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -179,17 +179,17 @@ pub(crate) struct ScheduleValues {
     pub(crate) values_2_10: Option<Vec<f64>>,
 }
 
+/// A sequence of overflows, and the loss scale after each step: by MindSpore's manager, and by its cells on a device.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read strictly; dynamic loss scales are not built yet")]
-struct LossScale {
-    init_loss_scale: f64,
-    scale_factor: f64,
-    scale_window: u64,
-    overflow: Vec<bool>,
-    manager: Vec<f64>,
-    cell_1_5: Vec<Option<f64>>,
-    cell_2_10: Vec<Option<f64>>,
+pub(crate) struct LossScale {
+    pub(crate) init_loss_scale: f64,
+    pub(crate) scale_factor: f64,
+    pub(crate) scale_window: u32,
+    pub(crate) overflow: Vec<bool>,
+    pub(crate) manager: Vec<f64>,
+    pub(crate) cell_1_5: Vec<Option<f64>>,
+    pub(crate) cell_2_10: Vec<Option<f64>>,
 }
 
 /// A schedule of a class that is chosen at run time.

@@ -180,6 +180,33 @@ fn values_are_pytorchs() {
     }
 }
 
+/// PyTorch 2.15: `OneCycleLR(SGD(momentum=0.9), 0.5, total_steps=10)` and `CyclicLR(…, 0.1, 0.4, step_size_up=4, step_size_down=2)`.
+#[test]
+fn momenta_are_pytorchs() {
+    let one = OneCycle::new(0.5, 10).unwrap();
+    let expected = [
+        0.95,
+        0.9,
+        0.85,
+        0.854_951_556_604_879,
+        0.868_825_509_907_063_3,
+        0.888_873_953_302_184_2,
+        0.911_126_046_697_815_7,
+        0.931_174_490_092_936_6,
+        0.945_048_443_395_121,
+        0.95,
+    ];
+    for (i, expected) in (0..).zip(expected) {
+        let momentum = one.momentum_at(i, 0.85, 0.95);
+        assert!((momentum - expected).abs() < 1e-12, "one cycle at {i}: {momentum}, expected {expected}");
+    }
+    let cyclic = Cyclic::new(0.1, 0.4, 4, 2).unwrap();
+    for (i, expected) in (0..).zip([0.9, 0.875, 0.85, 0.825, 0.8, 0.85, 0.9, 0.875]) {
+        let momentum = cyclic.momentum_at(i, 0.8, 0.9);
+        assert!((momentum - expected).abs() < 1e-12, "cyclic at {i}: {momentum}, expected {expected}");
+    }
+}
+
 /// The formulas of the papers, term by term.
 #[test]
 fn values_are_the_papers() {

@@ -8,11 +8,12 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use optim_shaders::{
-    FACTORED_WALKS, FORMATS, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Moments, NO_GRAD, Norms, PRELUDE, REDUCE, RULES,
-    SLICE, WORKGROUP, Width, compose, compose_factored, compose_finish, compose_measure, compose_rows, rule,
+    ACCUMULATE, Access, BLOCK, FACTORED_WALKS, FORMATS, Format, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Master, Moments,
+    NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, SlotFormat, Storage, TILE, WORKGROUP, Work, compose,
+    compose_factored, compose_finish, compose_measure, compose_rows, compose_work, rule,
 };
 use optimizers::Rule;
-use optimizers::core::backend::{Shaping, Trust};
+use optimizers::core::backend::{Shaping, Stages, Trust};
 use optimizers::core::rule::Passes;
 
 /// The module, if it is valid without any optional capability.
@@ -63,9 +64,30 @@ fn every_fragment_is_valid_alone() {
     validated("reduce", REDUCE);
     validated("formats", FORMATS);
     validated("lars", &format!("{PRELUDE}\n{LARS}"));
+    validated("accumulate", ACCUMULATE);
     for (name, source) in RULES {
         validated(name, source);
     }
+}
+
+/// Every way in which a parameter with so many slots can be kept, but for combinations of different slots; the first is `f32`
+/// throughout.
+fn storages(slots: usize) -> Vec<Storage> {
+    let mut storages = Vec::new();
+    for slot in [SlotFormat::F32, SlotFormat::Bf16, SlotFormat::Signed8, SlotFormat::Positive8] {
+        for (param, master) in [
+            (Format::F32, Master::None),
+            (Format::F16, Master::F32),
+            (Format::F16, Master::Stochastic),
+            (Format::Bf16, Master::None),
+            (Format::Bf16, Master::Split),
+        ] {
+            for ema in [false, true] {
+                storages.push(Storage { param, master, slots: vec![slot; slots], ema });
+            }
+        }
+    }
+    storages
 }
 
 /// Validates a kernel of so many lanes and writes it in every language that drivers take.
@@ -114,15 +136,20 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
             continue;
         }
         let norms = match spec.passes() {
-            _ if spec.has_trust() => Some(Norms::Trust { scalars: spec.scalar_names().len() }),
-            Passes::Norms => Some(Norms::Rule { source, slots }),
+            _ if spec.has_trust() => Some(Norms::Trust),
+            Passes::Norms => Some(Norms::Rule(source)),
             _ => None,
         };
-        for width in Width::ALL {
-            let what = format!("{} {} {width:?}", spec.name(), spec.entry());
-            written(&what, &compose(source, spec.entry(), slots, width), WORKGROUP);
-            if let Some(norms) = &norms {
-                written(&format!("{what}, measure"), &compose_measure(norms, width), LANES);
+        for (nth, access) in Access::ALL.into_iter().enumerate() {
+            // All of a rule's kernels in f32; of the others, which differ around the rule alone, some.
+            let others = storages(slots).into_iter().skip(1).skip((slots + nth) % 7).step_by(7);
+            for storage in [Storage::plain(slots)].into_iter().chain(others) {
+                let what = format!("{} {} {access:?} {storage:?}", spec.name(), spec.entry());
+                let grad = Format::ALL[if storage == Storage::plain(slots) { 0 } else { nth + 1 }];
+                written(&what, &compose(source, spec.entry(), &storage, grad, access), WORKGROUP);
+                if let Some(norms) = &norms {
+                    written(&format!("{what}, measure"), &compose_measure(norms, &storage, grad, access), LANES);
+                }
             }
         }
         if let Some(norms) = &norms {
@@ -131,7 +158,34 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
         }
     }
     assert!(sums >= 2, "LAMB and LARS sum");
-    written("rows", &compose_rows(), WORKGROUP);
+    for values in Format::ALL {
+        written("rows", &compose_rows(values), WORKGROUP);
+    }
+}
+
+/// Every way of keeping a parameter, with every way of keeping its gradient.
+#[test]
+fn every_format_composes() {
+    let source = rule("lion").expect("there is lion");
+    for storage in storages(1) {
+        for access in Access::ALL {
+            for grad in Format::ALL {
+                let what = format!("{access:?} {storage:?}, {grad:?}");
+                written(&what, &compose(source, "update", &storage, grad, access), WORKGROUP);
+            }
+            for work in Work::ALL {
+                let grad = match work {
+                    Work::SwapIn | Work::SwapOut => storage.param,
+                    _ => Format::F32,
+                };
+                written(
+                    &format!("{access:?} {storage:?}, {work:?}"),
+                    &compose_work(work, &storage, grad, access),
+                    WORKGROUP,
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -142,15 +196,16 @@ fn every_number_of_slots_composes() {
             "struct Step {{ lr: f32, pad0: f32, pad1: f32, pad2: f32 }}
             fn update(s: Step, p: ptr<function, f32>, g: f32{pointers}) {{ *p = *p - s.lr * g; }}"
         );
-        for width in Width::ALL {
-            let (module, _) = validated("own rule", &compose(&source, "update", slots, width));
+        for access in Access::ALL {
+            let text = compose(&source, "update", &Storage::plain(slots), Format::F32, access);
+            let (module, _) = validated("own rule", &text);
             let bindings: BTreeSet<_> = module
                 .global_variables
                 .iter()
                 .filter_map(|(_, variable)| variable.binding)
                 .map(|b| b.binding)
                 .collect();
-            assert_eq!(bindings, (0..4 + u32::try_from(slots).unwrap()).collect(), "{slots} slots");
+            assert_eq!(bindings, (0..6).collect(), "{slots} slots");
         }
     }
 }
@@ -166,9 +221,50 @@ fn steps_have_the_fields_of_their_rust_twins() {
 
 #[test]
 fn shaping_has_the_fields_of_its_rust_twin() {
-    assert_eq!(differences(PRELUDE, "Shaping", &["factor", "weight_decay", "pad0", "pad1"]), [""; 0]);
-    assert_eq!((offset_of!(Shaping, factor), offset_of!(Shaping, weight_decay)), (0, 4));
-    assert_eq!(size_of::<Shaping>(), 8, "the backend adds two words of padding");
+    assert_eq!(differences(PRELUDE, "Shaping", &["factor", "weight_decay", "limit", "flags"]), [""; 0]);
+    let offsets = [
+        offset_of!(Shaping, factor),
+        offset_of!(Shaping, weight_decay),
+        offset_of!(Shaping, limit),
+        offset_of!(Shaping, flags),
+    ];
+    assert_eq!((offsets, size_of::<Shaping>()), ([0, 4, 8, 12], 16));
+}
+
+#[test]
+fn stages_have_the_fields_of_their_rust_twin() {
+    let fields = ["step", "ema", "max_norm", "owner", "units", "units_epsilon", "pad0", "pad1"];
+    assert_eq!(differences(PRELUDE, "Stages", &fields), [""; 0]);
+    let offsets = [
+        offset_of!(Stages, step),
+        offset_of!(Stages, ema),
+        offset_of!(Stages, max_norm),
+        offset_of!(Stages, owner),
+        offset_of!(Stages, units),
+        offset_of!(Stages, units_epsilon),
+        offset_of!(Stages, pad),
+    ];
+    assert_eq!((offsets, size_of::<Stages>()), ([0, 4, 8, 12, 16, 20, 24], 32));
+}
+
+/// Records lie at the same distance, whatever their step.
+#[test]
+fn records_have_one_size() {
+    for rule_under_test in Rule::all() {
+        let spec = rule_under_test.spec();
+        let source = rule(spec.source()).expect("every rule has WGSL");
+        let text = match spec.passes() {
+            Passes::Factored => compose_factored(source, Moments::F32),
+            _ => compose(source, spec.entry(), &Storage::plain(spec.slots().len()), Format::F32, Access::Whole),
+        };
+        let (module, _) = validated(spec.name(), &text);
+        let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Record"));
+        let Some((_, naga::Type { inner: TypeInner::Struct { members, span }, .. })) = found else {
+            panic!("{} has no record", spec.name());
+        };
+        let offsets: Vec<_> = members.iter().map(|member| member.offset).collect();
+        assert_eq!((offsets, *span), (vec![0, 16, 32, 64], 128), "{}", spec.name());
+    }
 }
 
 #[test]
@@ -209,6 +305,8 @@ fn constants_are_the_same_on_both_sides() {
     for (name, expected) in [("WORKGROUP", WORKGROUP), ("GRID_WIDTH", GRID_WIDTH), ("NO_GRAD", NO_GRAD)] {
         assert_eq!(number(PRELUDE, name), expected, "{name}");
     }
+    assert_eq!((number(PRELUDE, "CENTRALIZE"), number(PRELUDE, "SKIP")), (Shaping::CENTRALIZE, Shaping::SKIP));
+    assert_eq!((BLOCK as usize, TILE), (optimizers::core::format::BLOCK, BLOCK), "a workgroup has a block");
     for moments in Moments::ALL {
         assert_eq!(number(moments.wgsl(), "PER_WORD") as usize, moments.per_word());
     }

@@ -2,7 +2,8 @@
 
 use optim_tests::{Bound, Problem, Random, Run, Setup, Target, compare, gpu, gpu_is_llvmpipe};
 use optimizers::core::Backend as _;
-use optimizers::core::backend::Plan;
+use optimizers::core::backend::{Part, Plan, Tensor};
+use optimizers::core::format::{Master, StateDType};
 use optimizers::core::rule::{At, CustomRule, Slot, Sparse, StepScalars, UpdateRule};
 use optimizers::gpu::GpuOptions;
 use optimizers::{Builder, Error, GpuBackend, Grad, ParamGroup, ParamMut, Parameter, Rate, Result, Rule, Sgd};
@@ -319,10 +320,23 @@ fn offloaded_state() {
         }
     }
 
-    let parameters = [Parameter::new("w", [1000])];
-    let mut engine = adopted(Some(512)).engine(&Plan { rule: &rule, parameters: &parameters }).unwrap();
-    assert_eq!(engine.read_slot(0, 0).unwrap(), vec![0.25; 1000]);
-    let values = Random::new(14).tensor(1000);
-    engine.write_slot(0, 0, &values).unwrap();
-    assert_eq!(engine.read_slot(0, 0).unwrap(), values);
+    let tensor = Tensor {
+        parameter: Parameter::new("w", [1000]),
+        group: 0,
+        rule: 0,
+        master: Master::F32,
+        state: StateDType::F32,
+        ema: false,
+        key: 0,
+    };
+    let plan = Plan { rules: &[rule], tensors: &[tensor], groups: 1 };
+    let mut engine = adopted(Some(512)).engine(&plan).unwrap();
+    let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|x| x.to_ne_bytes()).collect() };
+    let mut read = vec![0; 4000];
+    engine.read(0, Part::Slot(0), 0, &mut read).unwrap();
+    assert_eq!(read, bytes(&[0.25; 1000]), "the initial values");
+    let values = bytes(&Random::new(14).tensor(1000));
+    engine.write(0, Part::Slot(0), 0, &values).unwrap();
+    engine.read(0, Part::Slot(0), 0, &mut read).unwrap();
+    assert_eq!(read, values, "what was written");
 }

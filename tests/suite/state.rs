@@ -1,8 +1,8 @@
 //! State from one optimizer to another: what must fit, what is kept, what is converted.
 
 use optim_tests::engine::{Formats, Numbers};
-use optim_tests::training::Everything;
-use optim_tests::{Naive, Training, on_every_backend};
+use optim_tests::resume::Everything;
+use optim_tests::{Naive, Resumable, on_every_backend};
 use optimizers::core::backend::Element;
 use optimizers::core::format::{Master, StateDType, bf16_to_f32, join};
 use optimizers::core::state::{StateArray, VERSION};
@@ -134,7 +134,7 @@ fn slots(optimizer: &Optimizer, parameter: &str) -> [Vec<f32>; 2] {
 fn goes_to_any_backend() {
     for rule in [adam(), Lion::default().into(), Adagrad { epsilon: 1e-6, ..Adagrad::new(0.1) }.into()] {
         for formats in Formats::all().into_iter().step_by(5) {
-            let mut from = Training::new(Naive::default(), &rule, formats).unwrap();
+            let mut from = Resumable::new(Naive::default(), &rule, formats).unwrap();
             from.run(10).unwrap();
             let before = from.everything().unwrap();
             let mut back = from.fresh(Naive::default()).unwrap();
@@ -326,7 +326,8 @@ fn refuses_nonsense() {
     let dynamic = DynamicLossScale { init_loss_scale: 4.0, ..DynamicLossScale::default() };
     let mut from = build(Adam::default().params(&w).loss_scale(dynamic));
     let mut to = build(Adam::default().params(&w).loss_scale(dynamic));
-    let cases: [(&str, fn(&mut StateMeta)); 13] = [
+    type Change = fn(&mut StateMeta);
+    let cases: [(&str, Change); 13] = [
         ("layout has version 2", |meta| meta.version = VERSION + 1),
         ("step count", |meta| meta.step = u64::MAX),
         ("twice", |meta| meta.parameters.push(meta.parameters[0].clone())),
@@ -508,7 +509,7 @@ on_every_backend! {
                     let of = |name| ["moment1", "moment2"].map(|slot| format!("state.{name}.{slot}"));
                     ["w", "empty"].map(of).concat()
                 };
-                assert_eq!(report.converted, converted);
+                assert_eq!(report.converted, converted, "{from} to {to}");
                 for (slot, was) in slots(&own, "w").iter().zip(&slots(&saved, "w")) {
                     let largest = was.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
                     let error = match to {
@@ -551,7 +552,7 @@ on_every_backend! {
                     continue;
                 }
                 let report = load(&mut own, &mut saved.state().unwrap(), convert).unwrap();
-                assert_eq!(report.converted.is_empty(), from == to);
+                assert_eq!(report.converted.is_empty(), from == to, "{from:?} to {to:?}");
                 let (copy, was) = (Copy::of(&mut own), Copy::of(&mut saved));
                 if (from, to) == (Master::F32, Master::Split) {
                     let Numbers::Bf16(params) = &params[0] else { panic!("bf16") };
@@ -583,22 +584,23 @@ on_every_backend! {
     /// A load that fails half way is the end of the optimizer, until another succeeds.
     fn a_failed_load_is_noticed(target) {
         let formats = bf16(Master::F32);
-        let mut from = Training::new(target, &adam(), formats).unwrap();
+        let mut from = Resumable::new(target, &adam(), formats).unwrap();
         from.run(6).unwrap();
         let mut to = from.fresh(target).unwrap();
         let mut copy = Copy::of(&mut from.optimizer);
         copy.reads = 2;
         let error = load(&mut to.optimizer, &mut copy, STRICT).unwrap_err();
-        assert_eq!(error.to_string(), "memory is not a state file of this library: it fails");
+        assert_eq!(error.to_string(), "memory is not a state file of this library: it fails", "the source's error");
         for error in [to.run(1).unwrap_err(), to.optimizer.state().map(|_| ()).unwrap_err()] {
             assert!(error.to_string().contains("load a state first"), "{error}");
         }
         copy.reads = usize::MAX;
-        assert_eq!(load(&mut to.optimizer, &mut copy, STRICT).unwrap().step, from.optimizer.step_count());
+        let report = load(&mut to.optimizer, &mut copy, STRICT).unwrap();
+        assert_eq!(report.step, from.optimizer.step_count(), "loaded");
         to.params.clone_from(&from.params);
         from.run(3).unwrap();
         to.run(3).unwrap();
-        assert_eq!(to.everything().unwrap(), from.everything().unwrap());
+        assert_eq!(to.everything().unwrap(), from.everything().unwrap(), "resumed");
     }
 }
 
@@ -617,7 +619,7 @@ fn refuses_halves() {
         }
     };
     own.swap_ema_in(&mut [params[0].param()]).unwrap();
-    refused(&mut own, &mut other, "call `swap_ema_out` first");
+    refused(&mut own, &mut other, "swapped averages");
     own.swap_ema_out(&mut [params[0].param()]).unwrap();
     own.accumulate(&[(&[1.0_f32; 3]).into()], 1.0).unwrap();
     refused(&mut own, &mut other, "accumulated gradients");

@@ -1,7 +1,10 @@
 //! The same bits for any number of threads.
 
+use optim_tests::engine::{Case, Driven, Formats, record};
 use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, compare};
-use optimizers::{CpuBackend, Rule};
+use optimizers::core::backend::{Shaping, Stages};
+use optimizers::core::guard::{Clip, Guard};
+use optimizers::{AdaFactor, Adam, CpuBackend, DType, Grad, Lamb, Rule};
 
 /// Trains with 1, 2 and 5 threads and compares bits.
 fn same_for_any_number(lens: &[usize], steps: usize, gaps: bool) {
@@ -47,6 +50,45 @@ fn tiny_tensors_around_a_huge_one() {
 #[test]
 fn tensors_of_a_task_each() {
     same_for_any_number(&[16_384; 6], 2, false);
+}
+
+/// Every format, with all that can stand around a rule; cuts fall inside rows.
+#[test]
+fn every_format() {
+    let rules = [Adam::default().into(), Lamb::new(0.01).into(), AdaFactor::with_lr(0.01).into()];
+    let mut case = Case::new(&rules, 5);
+    for (nth, formats) in Formats::all().into_iter().enumerate() {
+        case.push(&[2 + nth % 3, 20_011 + nth], formats, nth % 3).ema = true;
+    }
+    let dtypes = [DType::F32, DType::Bf16, DType::F16, DType::F32];
+    let gradients = case.gradients(|index| dtypes[index % 4]);
+    let grads: Vec<Grad<'_>> = gradients.iter().map(|g| g.as_ref().into()).collect();
+    let record_of: Vec<u32> = (0..).take(grads.len()).collect();
+    let guard = Guard { factor: 0.5, clip: Clip::Global, first: 0, records: 0, scaler: None };
+    let train = |threads| {
+        let mut driven = Driven::new(CpuBackend::with_threads(threads).unwrap(), &case).unwrap();
+        for _ in 0..2 {
+            let records = |applied: u32| {
+                let records = case.tensors.iter().map(|tensor| {
+                    let mut record = record(&rules[tensor.rule], applied + 1);
+                    record.shaping = Shaping { factor: 0.5, weight_decay: 0.1, limit: 2.0, flags: Shaping::CENTRALIZE };
+                    record.stages =
+                        Stages { ema: 0.1, max_norm: 1.0, units: 0.1, units_epsilon: 1e-3, ..record.stages };
+                    record
+                });
+                records.collect()
+            };
+            driven.guarded(&guard, records, &record_of, &grads).unwrap();
+        }
+        assert!(driven.verdicts().unwrap().iter().all(|verdict| verdict.skip.is_none()), "both are applied");
+        driven.snapshot().unwrap()
+    };
+    let one = train(1);
+    for threads in [2, 5] {
+        if let Err(difference) = one.same_bits(&train(threads)) {
+            panic!("{difference}");
+        }
+    }
 }
 
 /// Control: another rate is other bits.

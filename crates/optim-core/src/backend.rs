@@ -175,7 +175,8 @@ impl Tensor {
 /// One optimizer's state on a backend, and the kernels that update it.
 pub trait Engine: fmt::Debug + Send {
     /// Updates every parameter that has a gradient and a record. Lengths and types have been checked; checks that only the
-    /// backend can make come first, before anything is changed.
+    /// backend can make come first, before anything is changed. Row-sparse gradients are refused with 8-bit state and where
+    /// something is done row by row.
     ///
     /// With a [guard](Update::guard) it first measures and decides; [`Progress`] says whether the verdict is there.
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress>;
@@ -197,8 +198,8 @@ pub trait Engine: fmt::Debug + Send {
     /// changes.
     fn seed(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>]) -> Result<()>;
 
-    /// Adds `weight · g` to what has been accumulated, in `f32`; a parameter whose flag is set starts anew from 0. A missing
-    /// gradient adds nothing.
+    /// Adds `weight · g` to what has been accumulated, in `f32`; for a parameter whose flag is set it takes the place of that. A missing
+    /// gradient changes nothing.
     fn accumulate(&mut self, weight: f32, fresh: &[bool], grads: &[Grad<'_>]) -> Result<()>;
 
     /// Writes averages into parameters' memory (`into` true) and keeps what was there, or brings that back.

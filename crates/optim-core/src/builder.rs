@@ -8,7 +8,7 @@ use crate::backend::{IntoBackend, Tensor};
 use crate::error::check;
 use crate::estimate::Estimate;
 use crate::format::{self, Master, StateDType};
-use crate::group::Centralization;
+use crate::group::{Centralization, Edit};
 use crate::guard::{Clip, LossScale};
 use crate::optimizer::Parts;
 use crate::rule::{At, MAX_SLOTS, Passes, SlotShape};
@@ -44,7 +44,9 @@ pub struct Builder {
     state: StateDType,
     ema: Option<Ema>,
     settings: Settings,
-    seed: u64,
+    pub(crate) seed: u64,
+    /// The number of the first group.
+    first: usize,
 }
 
 impl Builder {
@@ -64,6 +66,7 @@ impl Builder {
             ema: None,
             settings: Settings::default(),
             seed: 0,
+            first: 0,
         }
     }
 
@@ -218,32 +221,23 @@ impl Builder {
     }
 
     /// Everything checked and inherited; the groups are numbered from `first` on.
-    pub(crate) fn into_parts(self, first: usize) -> Result<Parts> {
-        let (mut groups, mut tensors, scales) = self.checked()?;
-        if first > 0 {
-            for (nth, group) in groups.iter_mut().enumerate() {
-                group.place = place(first + nth, group.name());
-            }
-            for tensor in &mut tensors {
-                tensor.group += first;
-                tensor.rule += first;
-            }
+    pub(crate) fn into_parts(mut self, first: usize) -> Result<Parts> {
+        self.first = first;
+        let (groups, mut tensors, scales) = self.checked()?;
+        for tensor in &mut tensors {
+            tensor.group += first;
+            tensor.rule += first;
         }
         Ok(Parts {
             decays: tensors.iter().map(|tensor| self.decays(&tensor.parameter)).collect(),
-            rule: self.rule,
+            rule: self.rule.clone(),
             groups,
             tensors,
             scales,
             settings: self.settings,
             ema: self.ema,
-            seed: self.seed,
+            defaults: Self { pool: None, groups: Vec::new(), order: None, ..self },
         })
-    }
-
-    /// Takes over what holds for a whole optimizer.
-    pub(crate) fn inherit(&mut self, settings: &Settings, ema: Option<Ema>, seed: u64) {
-        (self.settings, self.ema, self.seed) = (*settings, ema, seed);
     }
 
     /// What the state will take, group by group. Nothing is allocated for it.
@@ -311,8 +305,13 @@ impl Builder {
         })
     }
 
+    /// What errors and tables call a group.
     fn place(&self, index: usize) -> String {
-        place(index, self.groups[index].name.as_deref())
+        let number = self.first + index;
+        match &self.groups[index].name {
+            Some(name) => format!("group {number} ({name})"),
+            None => format!("group {number}"),
+        }
     }
 
     /// A group's settings with everything inherited.
@@ -321,19 +320,25 @@ impl Builder {
             Some(rule) => (rule.clone(), Origin::Group),
             None => (self.rule.clone(), Origin::Optimizer),
         };
-        for edit in group.edits.iter().chain(&group.varies) {
-            if edit(&mut rule, 0).is_none() {
-                let (name, expected) = (format!("{place}: hyper"), "a change of the config of the group's rule");
-                return Err(Error::HyperParameter {
-                    name,
-                    expected,
+        let apply = |edits: &[Edit], rule: &mut Rule| {
+            edits.iter().try_for_each(|edit| {
+                edit(rule, 0).ok_or_else(|| Error::HyperParameter {
+                    name: format!("{place}: hyper"),
+                    expected: "a change of the config of the group's rule",
                     got: format!("another, for {}", rule.spec().name()),
-                });
-            }
-        }
+                })
+            })
+        };
+        apply(&group.edits, &mut rule)?;
         let name = rule.spec().name();
-        if rule_origin == Origin::Group || !(group.edits.is_empty() && group.varies.is_empty()) {
+        if rule_origin == Origin::Group || !group.edits.is_empty() {
             validate_rule(&rule, &format!("{place}: {name}"))?;
+        }
+        if !group.varies.is_empty() {
+            let mut first = rule.clone();
+            apply(&group.varies, &mut first)?;
+            validate_rule(&first, &format!("{place}: {name}"))?;
+            check_vary(&place, rule.spec().entry(), &first)?;
         }
         if let Some(lr) = &group.lr {
             if !rule.spec().takes_lr() {
@@ -493,12 +498,14 @@ impl Builder {
     }
 }
 
-/// What errors and tables call a group.
-fn place(index: usize, name: Option<&str>) -> String {
-    match name {
-        Some(name) => format!("group {index} ({name})"),
-        None => format!("group {index}"),
+/// Refuses a rule that a group varies if it keeps its state in another way than that of this kernel function.
+pub(crate) fn check_vary(place: &str, entry: &str, rule: &Rule) -> Result<()> {
+    let got = rule.spec().entry();
+    if got == entry {
+        return Ok(());
     }
+    let (name, expected) = (format!("{place}: vary"), "a change that leaves the rule's state as it is");
+    Err(Error::HyperParameter { name, expected, got: format!("{entry} to {got}") })
 }
 
 /// The depth of each name: 0 before the first layer, then the layers, then what lies behind the last.

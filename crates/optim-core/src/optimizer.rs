@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::backend::{
     Backend, Engine, FROZEN, Part, Plan, Progress, Record, RowList, Shaping, SlotFormat, Stages, Tensor, Trust, Update,
 };
+use crate::builder::check_vary;
 use crate::error::check;
 use crate::format;
 use crate::guard::{Clip, Control, Guard, LossScale, Scaler, Verdict};
@@ -13,11 +14,12 @@ use crate::report::Gradients;
 use crate::rule::{At, Decay, Passes, Slot, Sparse};
 use crate::rules::single;
 use crate::settings::{Ema, Group, Settings};
-use crate::{Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
+use crate::{Builder, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
 mod change;
 mod explain;
 mod state;
+mod surgery;
 
 pub use explain::Explanation;
 
@@ -38,7 +40,8 @@ pub(crate) struct Parts {
     pub(crate) scales: Vec<f64>,
     pub(crate) settings: Settings,
     pub(crate) ema: Option<Ema>,
-    pub(crate) seed: u64,
+    /// What a group that is added inherits: the builder without parameters.
+    pub(crate) defaults: Builder,
 }
 
 /// Parameters whose updates compute with the same numbers.
@@ -92,7 +95,7 @@ pub struct Optimizer {
     scales: Vec<f64>,
     settings: Settings,
     ema: Option<Ema>,
-    seed: u64,
+    defaults: Builder,
     classes: Vec<Class>,
     class_of: Vec<usize>,
     /// Updates applied, as far as is known.
@@ -134,7 +137,7 @@ pub struct Optimizer {
 
 impl Optimizer {
     pub(crate) fn new(parts: Parts, backend: Box<dyn Backend>) -> Result<Self> {
-        let Parts { rule, groups, tensors, decays, scales, settings, ema, seed } = parts;
+        let Parts { rule, groups, tensors, decays, scales, settings, ema, defaults } = parts;
         let rules: Vec<Rule> = groups.iter().map(|group| group.rule().clone()).collect();
         let mut engine = backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: groups.len() })?;
         let mut scale = 1.0;
@@ -176,7 +179,7 @@ impl Optimizer {
             scales,
             settings,
             ema,
-            seed,
+            defaults,
             scale,
             backend,
             engine,
@@ -532,29 +535,20 @@ impl Optimizer {
 
     fn read_slot(&self, parameter: usize, nth: usize, slot: &Slot) -> Result<Vec<f32>> {
         let tensor = &self.tensors[parameter];
-        let len = slot.shape.len(tensor.parameter.shape());
-        let part = Part::Slot(nth);
-        let halves = || -> Result<Vec<u16>> {
-            let mut bits = vec![0_u16; len];
-            self.engine.read(parameter, part, 0, bytemuck::cast_slice_mut(&mut bits))?;
-            Ok(bits)
-        };
-        Ok(match tensor.slot_format(slot) {
-            SlotFormat::F32 => self.read_f32(parameter, part, len)?,
-            SlotFormat::F16 => halves()?.into_iter().map(format::f16_to_f32).collect(),
-            SlotFormat::Bf16 => halves()?.into_iter().map(format::bf16_to_f32).collect(),
-            SlotFormat::Block8(code) => {
-                let mut codes = vec![0_u8; len];
-                self.engine.read(parameter, part, 0, &mut codes)?;
-                let scales = self.read_f32(parameter, Part::Scales(nth), len.div_ceil(format::BLOCK))?;
-                let decode = match code {
-                    format::Code8::Signed => format::decode_signed,
-                    format::Code8::Positive => format::decode_positive,
-                };
-                let blocks = codes.chunks(format::BLOCK).zip(scales);
-                blocks.flat_map(|(codes, scale)| codes.iter().map(move |&code| decode(code, scale))).collect()
-            }
-        })
+        let (len, from) = (slot.shape.len(tensor.parameter.shape()), tensor.slot_format(slot));
+        if from == SlotFormat::F32 {
+            return self.read_f32(parameter, Part::Slot(nth), len);
+        }
+        let mut bytes = vec![0; len * state::element_of(from).size()];
+        self.engine.read(parameter, Part::Slot(nth), 0, &mut bytes)?;
+        let mut scales = Vec::new();
+        if matches!(from, SlotFormat::Block8(_)) {
+            scales.resize(len.div_ceil(format::BLOCK) * size_of::<f32>(), 0);
+            self.engine.read(parameter, Part::Scales(nth), 0, &mut scales)?;
+        }
+        let mut values = Vec::with_capacity(len);
+        state::decode(from, &bytes, &scales, &mut values);
+        Ok(values)
     }
 
     fn check_memory(&self, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
@@ -791,17 +785,12 @@ fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
     if group.varies.is_empty() {
         return Ok(());
     }
-    let entry = rule.spec().entry();
     rule.clone_from(group.rule());
     for edit in &group.varies {
         let _ = edit(rule, update);
     }
     rule.spec().validate()?;
-    if rule.spec().entry() != entry {
-        let (name, expected) = (format!("{}: vary", group.place), "a change that leaves the rule's state as it is");
-        return Err(Error::HyperParameter { name, expected, got: format!("{entry} to {}", rule.spec().entry()) });
-    }
-    Ok(())
+    check_vary(&group.place, group.rule().spec().entry(), rule)
 }
 
 /// Whether a parameter has state that begins as the parameter does.

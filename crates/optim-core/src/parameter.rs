@@ -106,6 +106,15 @@ impl Parameter {
         self.trainable
     }
 
+    /// The same parameter with another first extent.
+    pub(crate) fn with_rows(&self, rows: usize) -> Self {
+        let mut parameter = self.clone();
+        if let Some(first) = parameter.shape.first_mut() {
+            *first = rows;
+        }
+        parameter
+    }
+
     /// The number of elements: the product of the shape.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -514,10 +514,7 @@ macro_rules! config {
             const NAME: &'static str = stringify!($config);
 
             fn of(rule: &mut crate::Rule) -> Option<&mut Self> {
-                match rule {
-                    crate::Rule::$config(config) => Some(config),
-                    _ => None,
-                }
+                if let crate::Rule::$config(config) = rule { Some(config) } else { None }
             }
         }
 

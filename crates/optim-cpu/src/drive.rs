@@ -10,6 +10,8 @@
 //!     otherwise:    cut the pieces at the middle cut; join(run(left half), run(right half))
 //! ```
 
+use std::array;
+
 use optim_core::ParamMut;
 
 use crate::arena::{Arena, Arrays, KINDS, Layout};
@@ -46,9 +48,9 @@ pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
             filled = 0;
         }
         let mut start = 0;
-        while !form.factored {
+        loop {
             let element = (start + task - filled).next_multiple_of(SLICE);
-            if element >= form.len {
+            if form.factored || element >= form.len {
                 break;
             }
             cuts.push(Cut { param, element });
@@ -118,25 +120,23 @@ impl<'v, 'd> Pieces<'v, 'd> {
     }
 
     /// Calls `work` for each piece.
-    fn each(self, layout: &Layout, mut work: impl FnMut(Piece<'_>)) {
+    fn each(self, layout: &Layout, mut work: impl FnMut(&mut Piece<'_>)) {
         let Self { begin, head, rest, tail, mut arrays } = self;
         let first_whole = begin.param + usize::from(head.is_some());
         let after = first_whole + rest.len();
+        let bases: [usize; KINDS] = array::from_fn(|kind| layout.at(kind, begin.param, begin.element));
         let mut piece = |param: usize, element: usize, p: &mut [u8]| {
             if p.is_empty() {
                 return;
             }
             let len = p.len() / layout.sizes[param];
-            let mut kind = 0..;
-            let arrays = arrays.each_mut().map(|array| {
-                let kind = kind.next().unwrap_or_default();
-                if array.is_empty() {
-                    return &mut [][..];
-                }
-                let base = layout.at(kind, begin.param, begin.element);
-                &mut array[layout.at(kind, param, element) - base..layout.at(kind, param, element + len) - base]
-            });
-            work(Piece { param, element, len, p, arrays });
+            let mut piece = Piece { param, element, len, p, arrays: Default::default() };
+            for (kind, array) in arrays.iter_mut().enumerate().filter(|(_, array)| !array.is_empty()) {
+                let [start, end] =
+                    [element, element + len].map(|element| layout.at(kind, param, element) - bases[kind]);
+                piece.arrays[kind] = &mut array[start..end];
+            }
+            work(&mut piece);
         };
         if let Some(head) = head {
             piece(begin.param, begin.element, head);
@@ -176,7 +176,7 @@ pub(crate) fn host_mut<'v>(param: &'v mut ParamMut<'_>) -> &'v mut [u8] {
 /// Works on all pieces, in parallel if there are cuts. Each task has a workspace `T` of its own.
 pub(crate) fn run<T: Default, W>(cuts: &[Cut], layout: &Layout, pieces: Pieces<'_, '_>, work: &W)
 where
-    W: Fn(Piece<'_>, &mut T) + Sync,
+    W: Fn(&mut Piece<'_>, &mut T) + Sync,
 {
     let Some(&cut) = cuts.get(cuts.len() / 2) else {
         let mut space = T::default();

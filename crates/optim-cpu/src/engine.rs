@@ -203,12 +203,16 @@ impl Memory {
     }
 
     /// Works on the memory of all parameters: `work(form, piece, space)`.
-    fn each_piece(&mut self, params: &mut [ParamMut<'_>], work: impl Fn(&Form, Piece<'_>, &mut Space) + Send + Sync) {
+    fn each_piece(
+        &mut self,
+        params: &mut [ParamMut<'_>],
+        work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
+    ) {
         let Self { forms, layout, arenas, cuts, pool } = self;
         let (forms, layout, cuts) = (&**forms, &*layout, &**cuts);
         let pieces = Pieces::new(params, arenas);
         in_pool(pool.as_deref().filter(|_| !cuts.is_empty()), move || {
-            drive::run(cuts, layout, pieces, &|piece: Piece<'_>, space: &mut Space| {
+            drive::run(cuts, layout, pieces, &|piece: &mut Piece<'_>, space: &mut Space| {
                 work(&forms[piece.param], piece, space);
             });
         });
@@ -221,9 +225,9 @@ impl Memory {
         update: &Update<'_>,
         params: &mut [ParamMut<'_>],
         grads: &[Grad<'_>],
-        work: impl Fn(&Form, &Record, &Shape<'_>, Gradient<'_>, Piece<'_>, &mut Space) + Send + Sync,
+        work: impl Fn(&Form, &Record, &Shape<'_>, Gradient<'_>, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
-        self.each_piece(params, |form, mut piece, space| {
+        self.each_piece(params, |form, piece, space| {
             let param = piece.param;
             let Some(record) = now.records.get(update.record_of[param] as usize) else { return };
             let gradient = match &grads[param] {
@@ -419,13 +423,13 @@ impl Engine for CpuEngine {
                 return;
             }
             let dtype = form.tensor.parameter.dtype();
-            let Piece { len, p, mut arrays, .. } = piece;
+            let Piece { len, p, arrays, .. } = piece;
             let [master, ema] = [MASTER, EMA].map(|kind| mem::take(&mut arrays[kind]));
             if let Some(format::Master::Split) = form.master {
                 master.fill(0);
             }
             let block = &mut space.blocks().p;
-            each_block(0..len, |range| {
+            each_block(0..*len, |range| {
                 let block = &mut block[..range.len()];
                 storage::load(dtype, &p[scaled(&range, dtype.size())], block);
                 if let Some(format::Master::F32) = form.master {
@@ -516,25 +520,23 @@ fn measure(
     form: &Form,
     shape: &Shape<'_>,
     gradient: Gradient<'_>,
-    piece: Piece<'_>,
+    piece: &mut Piece<'_>,
     space: &mut Space,
     add: impl Fn(&[f32], &[f32], Slots<'_>, &mut Columns),
 ) {
-    let Piece { element, len, p, mut arrays, .. } = piece;
-    let sums = numbers_mut(mem::take(&mut arrays[SUMS]));
-    let (slots, others) = arrays.split_at_mut(MASTER);
-    let view = View { form, element, p, master: others[0], gradient };
+    let sums = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
+    let (slots, others) = piece.arrays.split_at_mut(MASTER);
+    let view = View { form, element: piece.element, p: piece.p, master: others[0], gradient };
     let Blocks { p: p_block, g: g_block, slots: blocks } = space.blocks();
-    reduce::summed(len, sums, |range, columns| {
+    reduce::summed(piece.len, sums, |range, columns| {
         let (p, g) = view.read(shape, range.clone(), p_block, g_block);
         add(p, g, walk::open(form, slots, &range, blocks), columns);
     });
 }
 
 /// The sums of a piece's slices.
-fn sums_mut(piece: Piece<'_>) -> &mut [Sums] {
-    let [.., sums, _] = piece.arrays;
-    numbers_mut(sums)
+fn sums_mut<'p>(piece: &'p mut Piece<'_>) -> &'p mut [Sums] {
+    numbers_mut(piece.arrays[SUMS])
 }
 
 /// Runs something in a pool, or here.

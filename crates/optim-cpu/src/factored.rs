@@ -79,7 +79,7 @@ pub(crate) fn update(
     record: &Record,
     shape: &Shape<'_>,
     gradient: Gradient<'_>,
-    mut piece: Piece<'_>,
+    piece: &mut Piece<'_>,
     space: &mut Space,
 ) {
     let mut scalars = record.scalars;

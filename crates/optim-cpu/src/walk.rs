@@ -31,9 +31,15 @@ pub(crate) struct Blocks {
     pub(crate) slots: [[f32; BLOCK]; MAX_SLOTS],
 }
 
+impl Blocks {
+    fn new() -> Self {
+        Self { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS] }
+    }
+}
+
 impl Space {
     pub(crate) fn blocks(&mut self) -> &mut Blocks {
-        self.0.get_or_insert_with(|| Blocks { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS] })
+        self.0.get_or_insert_with(Blocks::new)
     }
 }
 
@@ -191,7 +197,7 @@ pub(crate) fn update(
     record: &Record,
     shape: &Shape<'_>,
     gradient: Gradient<'_>,
-    mut piece: Piece<'_>,
+    piece: &mut Piece<'_>,
     space: &mut Space,
     kernel: impl Fn(usize, &mut [f32], &[f32], Slots<'_>),
 ) {
@@ -201,8 +207,8 @@ pub(crate) fn update(
         && !averages
         && let Some(g) = gradient.as_it_is(shape, &whole)
     {
-        let mut slots = piece.arrays.into_iter().skip(SLOTS);
-        let slots = std::array::from_fn(|_| slots.next().map(floats_mut).unwrap_or_default());
+        let mut slots = Slots::default();
+        slots.iter_mut().zip(&mut piece.arrays[SLOTS..]).for_each(|(slot, bytes)| *slot = floats_mut(bytes));
         return kernel(0, floats_mut(piece.p), g, slots);
     }
     let blocks = space.blocks();
@@ -214,20 +220,20 @@ pub(crate) fn update(
             let mut done = 0;
             for (listed, g) in rows.stretches(piece.element..piece.element + piece.len) {
                 if averages {
-                    each_block(done..listed.start, |range| average(form, weight, &mut piece, &range, blocks));
+                    each_block(done..listed.start, |range| average(form, weight, piece, &range, blocks));
                 }
                 done = listed.end;
                 each_block(listed.clone(), |range| {
                     let g = &g[range.start - listed.start..range.end - listed.start];
-                    update(&mut piece, range, Some(g), blocks);
+                    update(piece, range, Some(g), blocks);
                 });
             }
             if averages {
-                each_block(done..whole.end, |range| average(form, weight, &mut piece, &range, blocks));
+                each_block(done..whole.end, |range| average(form, weight, piece, &range, blocks));
             }
         }
         Gradient::Rows(_) | Gradient::Dense(..) => {
-            each_block(whole, |range| update(&mut piece, range, None, blocks));
+            each_block(whole, |range| update(piece, range, None, blocks));
         }
     }
 }

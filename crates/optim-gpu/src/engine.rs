@@ -1,26 +1,28 @@
 //! One optimizer's state on the device, and its step.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use half::f16;
-use optim_core::backend::{Plan, Record, Update, wrong_memory};
-use optim_core::compressed;
-use optim_core::rule::{Slot, SlotShape, Sparse};
-use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
-use optim_shaders::Width;
+use bytemuck::Zeroable;
+use optim_core::backend::{
+    FROZEN, Part, Plan, Progress, Record, RowList, Shaping, Stages, Tensor, Trust, Update, wrong_memory,
+};
+use optim_core::format::Master;
+use optim_core::guard::Control;
+use optim_core::rule::{Slot, Sparse};
+use optim_core::{DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
+use optim_shaders::{Access, Format, Work};
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::factored::Factored;
-use crate::layout::{Layout, Piece, SLICE, bytes};
-use crate::offload::{self, Offload};
-use crate::pipeline::{Program, Stage, Sums};
+use crate::kind::{self, Kind, Own};
+use crate::layout::{Piece, bytes};
+use crate::offload::Offload;
+use crate::pipeline::{Program, Stage};
 use crate::rows::{self, RowGrad, Scratch};
-use crate::schedule::{self, Dispatch, Pair, PartialSums, Parts, Schedule, Side};
+use crate::schedule::{self, Dispatch, Job, Pair, Parts, Schedule, Side};
 use crate::transfer::{Region, copy_bytes};
 
 /// Schedules that are kept: enough for gradients that alternate between a few sets of buffers.
@@ -29,29 +31,30 @@ const KEPT: usize = 4;
 /// Places in the ring of records.
 const RING: u64 = 64;
 
+/// The words of a record.
+const RECORD: usize = 32;
+
 pub(crate) struct GpuEngine {
     context: Arc<Context>,
-    program: Arc<Program>,
-    names: Vec<String>,
-    layout: Layout,
-    /// Pages for each slot. Those of offloaded state are one and the same buffer.
-    slots: Vec<Vec<wgpu::Buffer>>,
-    /// How the tensors lie in them: as in `layout`, unless the slot has a shape of its own.
-    slot_layouts: Vec<Layout>,
-    /// For each slot of `f16` the elements of every tensor's; two of them lie in a word.
-    halves: Vec<Option<Vec<usize>>>,
-    /// The state, if it stays on the host.
-    offload: Option<Offload>,
-    /// Pages for host parameters and for host gradients; made at their first use.
-    staged: [Vec<wgpu::Buffer>; 2],
-    sums: Option<PartialSums>,
-    factored: Option<Factored>,
+    tensors: Vec<Tensor>,
+    /// For each rule its slots.
+    slots: Vec<Vec<Slot>>,
+    kinds: Vec<Kind>,
+    /// For each tensor its kind, and which of that kind's members it is.
+    kind_of: Vec<(usize, usize)>,
+    /// The program that accumulates.
+    accumulate: Arc<Program>,
+    /// What is bound where there is nothing.
+    nothing: wgpu::Buffer,
     ring: Option<Ring>,
     /// For row-sparse gradients.
     scratch: Scratch,
     /// The most recently used first. They keep the caller's buffers alive.
     schedules: Vec<Schedule>,
     words: Vec<u32>,
+    control: Control,
+    /// Whether averages are in the parameters' memory.
+    swapped: bool,
 }
 
 /// The records of the coming steps. A step writes a place of its own, so that no step waits for an earlier one to be done with
@@ -71,89 +74,88 @@ impl Ring {
 
 impl GpuEngine {
     pub(crate) fn new(context: Arc<Context>, plan: &Plan<'_>) -> Result<Self> {
-        let rule = plan.rule.spec();
-        let slots = rule.slots();
-        let program = Arc::new(Program::new(plan.rule)?);
-        if program.is_custom() {
+        let mut programs: Vec<(Arc<Program>, Vec<usize>)> = Vec::new();
+        let mut kind_of = Vec::with_capacity(plan.tensors.len());
+        for (index, tensor) in plan.tensors.iter().enumerate() {
+            let program = Program::new(&plan.rules[tensor.rule], tensor)?;
+            let kind = programs.iter().position(|(known, _)| **known == program).unwrap_or_else(|| {
+                programs.push((Arc::new(program), Vec::new()));
+                programs.len() - 1
+            });
+            let members = &mut programs[kind].1;
+            kind_of.push((kind, members.len()));
+            members.push(index);
+        }
+        for (program, _) in programs.iter().filter(|(program, _)| program.is_custom()) {
             // What is wrong with the user's text shows now.
-            for width in Width::ALL {
-                let _ = context.kernel(&program, Stage::Update(width))?;
+            for access in Access::ALL {
+                let _ = context.kernel(program, Stage::Update(Format::F32, access))?;
             }
         }
-        let lens = || plan.parameters.iter().map(|parameter| parameter.len());
-        let (window, sums) = match program.sums {
-            Sums::Nothing if rule.offloaded() => (context.window.min(offload::WINDOW), None),
-            Sums::Nothing | Sums::Factored => (context.window, None),
-            Sums::Rule | Sums::Trust => {
-                context.can_sum()?;
-                (context.window.max(SLICE), Some(PartialSums::new(&context, lens())?))
-            }
-        };
-        let layout = Layout::new(lens(), window);
-        let lens_of = |slot: &Slot| -> Vec<usize> {
-            plan.parameters.iter().map(|parameter| slot.shape.len(parameter.shape())).collect()
-        };
-        let halves: Vec<_> = slots.iter().map(|slot| (slot.dtype == DType::F16).then(|| lens_of(slot))).collect();
-        let slot_layout = |(slot, halves): (&Slot, &Option<Vec<usize>>)| match (slot.shape, halves) {
-            (_, Some(halves)) => Layout::new(halves.iter().map(|len| len.div_ceil(2)), window),
-            (SlotShape::Same, None) => layout.clone(),
-            (_, None) => Layout::new(lens_of(slot), window),
-        };
-        let slot_layouts: Vec<_> = slots.iter().zip(&halves).map(slot_layout).collect();
-        let offload = rule.offloaded().then(|| Offload::new(&layout, &slots));
-        let slots = match &offload {
-            Some(_) => Offload::buffers(&context, &layout, &slots)?,
-            None => resident(&context, &slot_layouts, &slots)?,
-        };
-        let factored = match program.sums {
-            Sums::Factored => Some(Factored::new(&context, plan, &layout)?),
-            Sums::Nothing | Sums::Rule | Sums::Trust => None,
-        };
+        let kind = |(program, members)| Kind::new(&context, plan, program, members);
         Ok(Self {
-            factored,
-            slot_layouts,
-            halves,
-            names: plan.parameters.iter().map(|parameter| parameter.name().to_owned()).collect(),
-            program,
-            sums,
-            layout,
-            slots,
-            offload,
-            staged: Default::default(),
+            kinds: programs.into_iter().map(kind).collect::<Result<_>>()?,
+            kind_of,
+            tensors: plan.tensors.to_vec(),
+            slots: plan.rules.iter().map(|rule| rule.spec().slots()).collect(),
+            accumulate: Arc::new(Program::accumulate()),
+            nothing: context.create_buffer("nothing", 256, USAGE, false)?,
             ring: None,
             scratch: Scratch::default(),
             schedules: Vec::with_capacity(KEPT + 1),
             words: Vec::new(),
+            control: Control::default(),
+            swapped: false,
             context,
         })
     }
 
-    /// Where the memory of a step lies; of a row-sparse gradient, its values. Refuses what is not this backend's.
-    fn pairs<'a>(&self, params: &'a [ParamMut<'_>], grads: &'a [Grad<'_>]) -> Result<Vec<Pair<&'a GpuBuffer>>> {
+    fn name(&self, tensor: usize) -> &str {
+        self.tensors[tensor].parameter.name()
+    }
+
+    /// Where parameters lie. Refuses what is not this backend's.
+    fn param<'a>(&self, tensor: usize, param: &'a ParamMut<'_>) -> Result<Side<&'a GpuBuffer>> {
+        match param {
+            _ if param.is_empty() => Ok(Side::Absent),
+            ParamMut::Device(memory) => Ok(Side::Device(self.own("parameter", tensor, *memory)?)),
+            _ => Ok(Side::Own(Own::Params)),
+        }
+    }
+
+    /// Where gradients lie; of a row-sparse one, its values.
+    fn grad<'a>(&self, tensor: usize, grad: &'a Grad<'_>) -> Result<Side<&'a GpuBuffer>> {
+        match grad {
+            Grad::None => Ok(Side::Absent),
+            Grad::Accumulated => Ok(Side::Own(Own::Accumulated)),
+            Grad::Device(memory) | Grad::Rows(_, Values::Device(memory)) => {
+                Ok(Side::Device(self.own("gradient", tensor, *memory)?))
+            }
+            grad => Ok(grad.dtype().map_or(Side::Absent, |dtype| Side::Own(Own::Grads(dtype)))),
+        }
+    }
+
+    /// Where the memory of a step lies.
+    fn pairs<'a>(
+        &self,
+        params: &'a [ParamMut<'_>],
+        grads: &'a [Grad<'_>],
+        record_of: &[u32],
+    ) -> Result<Vec<Pair<&'a GpuBuffer>>> {
         let mut pairs = Vec::with_capacity(params.len());
-        for ((param, grad), name) in params.iter().zip(grads).zip(&self.names) {
-            let other = |what, got| Error::DType { what, name: name.clone(), expected: DType::F32, got };
-            let param_side = match param {
-                ParamMut::F32(_) => Side::Host,
-                ParamMut::Device(memory) => Side::Device(self.own("parameter", name, *memory)?),
-                param => return Err(other("parameter", param.dtype())),
-            };
-            let grad_side = match grad {
-                Grad::None => Side::Absent,
-                Grad::F32(_) | Grad::Rows(_, Values::F32(_)) => Side::Host,
-                Grad::Device(memory) | Grad::Rows(_, Values::Device(memory)) => {
-                    Side::Device(self.own("gradient", name, *memory)?)
-                }
-                grad => return Err(other("gradient", grad.dtype().unwrap_or(DType::F32))),
-            };
-            let nothing = param.is_empty() || grad.is_none();
-            pairs.push(if nothing { Pair::ABSENT } else { Pair { param: param_side, grad: grad_side } });
+        for (tensor, ((param, grad), &record)) in params.iter().zip(grads).zip(record_of).enumerate() {
+            let nothing = record == FROZEN || param.is_empty() || grad.is_none();
+            pairs.push(if nothing {
+                Pair::ABSENT
+            } else {
+                Pair { param: self.param(tensor, param)?, grad: self.grad(tensor, grad)? }
+            });
         }
         Ok(pairs)
     }
 
-    fn own<'a>(&self, what: &'static str, name: &str, memory: &'a dyn DeviceMemory) -> Result<&'a GpuBuffer> {
-        let expected = "a GpuBuffer or a slice";
+    fn own<'a>(&self, what: &'static str, tensor: usize, memory: &'a dyn DeviceMemory) -> Result<&'a GpuBuffer> {
+        let (name, expected) = (self.name(tensor), "a GpuBuffer or a slice");
         let Some(buffer) = memory.as_any().downcast_ref::<GpuBuffer>() else {
             return Err(wrong_memory(what, name, expected, "another backend's memory"));
         };
@@ -165,13 +167,19 @@ impl GpuEngine {
         }
     }
 
-    /// Makes the pages for what comes from the host, if there is any and they are not there yet.
-    fn stage(&mut self, pairs: &[Pair<&GpuBuffer>], dense: &[Pair<&GpuBuffer>]) -> Result<()> {
-        let params = pairs.iter().any(|pair| matches!(pair.param, Side::Host));
-        let grads = dense.iter().any(|pair| matches!(pair.grad, Side::Host));
-        for (staged, (label, used)) in self.staged.iter_mut().zip([("parameters", params), ("gradients", grads)]) {
-            if used && staged.is_empty() {
-                *staged = self.context.pages(&self.layout, label)?;
+    /// Makes the memory of our own that these need and that is not there yet. Row-sparse gradients have theirs elsewhere.
+    fn stage(&mut self, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
+        for (tensor, pair) in pairs.iter().enumerate() {
+            let kind = &mut self.kinds[self.kind_of[tensor].0];
+            let is_sparse = matches!(grads.get(tensor), Some(Grad::Rows(..)));
+            for side in [&pair.param, &pair.grad].into_iter().take(if is_sparse { 1 } else { 2 }) {
+                if let Side::Own(own) = side {
+                    kind.need(&self.context, *own)?;
+                }
+            }
+            if kind.factored.is_some() && (kind.needs_copy() || pair.grad.format(kind) != Format::F32) {
+                kind.need(&self.context, Own::ScratchParams)?;
+                kind.need(&self.context, Own::ScratchGrads)?;
             }
         }
         Ok(())
@@ -180,9 +188,10 @@ impl GpuEngine {
     /// The row-sparse gradients of a step, with memory for what they need.
     fn rows<'a>(
         &mut self,
-        update: &Update<'a>,
+        lists: &'a [RowList],
         pairs: &[Pair<&GpuBuffer>],
         grads: &[Grad<'_>],
+        all: impl Fn(usize) -> bool,
     ) -> Result<Vec<RowGrad<'a>>> {
         let mut row_grads = Vec::new();
         for (tensor, (pair, grad)) in pairs.iter().zip(grads).enumerate() {
@@ -190,18 +199,22 @@ impl GpuEngine {
             if pair.is_absent() {
                 continue;
             }
-            rows::check_len(&self.context, values.len())?;
-            let (list, width) = (&update.rows[tensor], values.len() / indices.len().max(1));
+            let words = (values.len() * values.dtype().size()).div_ceil(4);
+            rows::check_len(&self.context, words)?;
+            let (list, width) = (&lists[tensor], values.len() / indices.len().max(1));
+            let format = kind::format(values.dtype());
             let values = match pair.grad.device() {
                 Some(memory) if memory.len > 0 => (memory.buffer.clone(), memory.offset),
-                _ => (self.scratch.values(&self.context, tensor, values.len())?, 0),
+                _ => (self.scratch.values(&self.context, tensor, words)?, 0),
             };
             let sums = if list.rows.len() < list.positions.len() {
-                Some(self.scratch.sums(&self.context, tensor, list.rows.len() * width)?)
+                let len = list.rows.len() * width;
+                rows::check_len(&self.context, len)?;
+                Some(self.scratch.sums(&self.context, tensor, len)?)
             } else {
                 None
             };
-            row_grads.push(RowGrad { tensor, list, width, values, sums });
+            row_grads.push(RowGrad { tensor, list, width, values, format, all: all(tensor), sums });
         }
         Ok(row_grads)
     }
@@ -209,10 +222,12 @@ impl GpuEngine {
     /// Puts the records into words, and makes a ring with room for them.
     fn prepare(&mut self, records: &[Record]) -> Result<()> {
         self.words.clear();
-        for Record { shaping, trust, scalars } in records {
-            self.words.extend([shaping.factor.to_bits(), shaping.weight_decay.to_bits(), 0, 0]);
+        for (nth, Record { shaping, trust, stages, scalars }) in records.iter().enumerate() {
+            self.words.extend(bytemuck::cast_ref::<_, [u32; 4]>(shaping));
             self.words.extend(bytemuck::cast_ref::<_, [u32; 4]>(trust));
+            self.words.extend(bytemuck::cast_ref::<_, [u32; 8]>(stages));
             self.words.extend(scalars.words());
+            self.words.resize(RECORD * (nth + 1), 0);
         }
         let size = bytes(self.words.len());
         if self.ring.as_ref().is_none_or(|ring| ring.size < size) {
@@ -225,13 +240,13 @@ impl GpuEngine {
     }
 
     /// Puts the schedule for this memory in front, made if need be.
-    fn schedule(&mut self, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<()> {
-        if let Some(known) = self.schedules.iter().position(|schedule| schedule.is_for(pairs, record_of)) {
+    fn schedule(&mut self, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<()> {
+        if let Some(known) = self.schedules.iter().position(|schedule| schedule.is_for(job, pairs, record_of)) {
             self.schedules[..=known].rotate_right(1);
             return Ok(());
         }
         let Some(parts) = self.parts() else { return Ok(()) };
-        let schedule = Schedule::new(&parts, pairs, record_of)?;
+        let schedule = Schedule::new(&parts, job, pairs, record_of)?;
         self.schedules.insert(0, schedule);
         self.schedules.truncate(KEPT);
         Ok(())
@@ -242,14 +257,11 @@ impl GpuEngine {
         let ring = self.ring.as_ref()?;
         Some(Parts {
             context: &self.context,
-            program: &self.program,
-            sums: self.sums.as_ref(),
-            factored: self.factored.as_ref(),
-            names: &self.names,
-            layout: &self.layout,
-            slots: &self.slots,
-            slot_layouts: &self.slot_layouts,
-            staged: [&self.staged[0], &self.staged[1]],
+            tensors: &self.tensors,
+            kinds: &self.kinds,
+            kind_of: &self.kind_of,
+            accumulate: &self.accumulate,
+            nothing: &self.nothing,
             records: (&ring.buffer, ring.size),
         })
     }
@@ -289,176 +301,392 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// The step's dispatches, page by page with the state that comes and goes.
-    fn encode_offloaded(
-        &self,
-        offload: &mut Offload,
+    /// Encodes the step's dispatches; those on offloaded state page by page, with the state that comes and goes.
+    fn encode_all(
+        &mut self,
         mut encoder: wgpu::CommandEncoder,
         others: &[Dispatch],
         records: u32,
     ) -> Result<wgpu::CommandEncoder> {
-        self.encode(&mut encoder, others, records, |dispatch| dispatch.page.is_none())?;
-        let dispatches = || self.schedules.first().into_iter().flat_map(|schedule| &schedule.dispatches).chain(others);
-        for page in 0..self.layout.pages.len() {
-            if dispatches().any(|dispatch| dispatch.page == Some(page)) {
-                offload.upload(&self.context, &mut encoder, &self.slots, page)?;
-                self.encode(&mut encoder, others, records, |dispatch| dispatch.page == Some(page))?;
-                offload.download(&self.context, encoder, &self.slots, page)?;
+        let offloaded = |dispatch: &Dispatch| dispatch.page.filter(|&(kind, _)| self.kinds[kind].offload.is_some());
+        self.encode(&mut encoder, others, records, |dispatch| offloaded(dispatch).is_none())?;
+        for nth in 0..self.kinds.len() {
+            for page in 0..self.kinds[nth].layout.pages.len() {
+                let dispatches =
+                    self.schedules.first().into_iter().flat_map(|schedule| &schedule.dispatches).chain(others);
+                let here = |dispatch: &Dispatch| dispatch.page == Some((nth, page));
+                if !dispatches.into_iter().any(here) {
+                    continue;
+                }
+                let Some(mut offload) = self.kinds[nth].offload.take() else { continue };
+                let visited = self.visit(&mut offload, encoder, (nth, page), |engine, encoder| {
+                    engine.encode(encoder, others, records, here)
+                });
+                self.kinds[nth].offload = Some(offload);
+                visited?;
                 encoder = self.context.encoder()?;
             }
         }
         Ok(encoder)
     }
 
-    fn slot_regions(&self, parameter: usize, slot: usize) -> (&[Piece], Vec<Region<'_>>) {
-        let pieces = self.slot_layouts[slot].pieces_of(parameter);
-        (pieces, pieces.iter().map(|piece| region(&self.slots[slot], piece)).collect())
+    /// Brings a page of state to the device, lets dispatches be encoded, and takes it back.
+    fn visit(
+        &self,
+        offload: &mut Offload,
+        mut encoder: wgpu::CommandEncoder,
+        (kind, page): (usize, usize),
+        encode: impl FnOnce(&Self, &mut wgpu::CommandEncoder) -> Result<()>,
+    ) -> Result<()> {
+        let buffer = &self.kinds[kind].pages[page];
+        offload.upload(&self.context, &mut encoder, buffer, page)?;
+        encode(self, &mut encoder)?;
+        offload.download(&self.context, encoder, buffer, page)
     }
-}
 
-/// Pages for each slot, with the values of the beginning.
-fn resident(context: &Context, layouts: &[Layout], slots: &[Slot]) -> Result<Vec<Vec<wgpu::Buffer>>> {
-    let mut encoder = context.encoder()?;
-    let mut pages_of = Vec::with_capacity(slots.len());
-    for (slot, layout) in slots.iter().zip(layouts) {
-        let pages = context.pages(layout, slot.name)?;
-        if slot.init.to_bits() != 0 {
-            let word = if slot.dtype == DType::F16 { packed(&[slot.init; 2])[0] } else { slot.init };
-            for (buffer, &span) in pages.iter().zip(&layout.pages) {
-                context.fill(&mut encoder, Region { buffer, offset: 0, span }, word)?;
-            }
-        }
-        pages_of.push(pages);
+    /// The pieces of tensors with memory on the host: which kind's, and which.
+    fn pieces(&self, which: impl Fn(usize) -> bool) -> Vec<(usize, Piece)> {
+        let of = |tensor: usize| {
+            let (kind, member) = self.kind_of[tensor];
+            self.kinds[kind].layout.pieces_of(member).iter().map(move |&piece| (kind, Piece { tensor, ..piece }))
+        };
+        (0..self.tensors.len()).filter(|&tensor| which(tensor)).flat_map(of).collect()
     }
-    context.submit(encoder)?;
-    Ok(pages_of)
-}
 
-/// Numbers as `f16`, two in a word, the first in its low half: as `f32`s, of which only the bits mean something.
-fn packed(values: &[f32]) -> Vec<f32> {
-    let mut halves = vec![f16::ZERO; values.len().next_multiple_of(2)];
-    compressed::encode(values, &mut halves);
-    bytemuck::pod_collect_to_vec(&halves)
-}
-
-/// The first numbers of such words.
-fn unpacked(words: &[f32], len: usize) -> Vec<f32> {
-    let halves: &[f16] = bytemuck::cast_slice(words);
-    let mut values = vec![0.0; len];
-    compressed::decode(&halves[..len], &mut values);
-    values
-}
-
-/// A piece, with its padding, in memory of ours.
-fn region<'a>(pages: &'a [wgpu::Buffer], piece: &Piece) -> Region<'a> {
-    Region { buffer: &pages[piece.page], offset: bytes(piece.offset), span: piece.span() }
-}
-
-impl Engine for GpuEngine {
-    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
-        self.context.ready()?;
-        let mut pairs = self.pairs(params, grads)?;
-        for (pair, (rows, grad)) in pairs.iter_mut().zip(update.rows.iter().zip(grads)) {
-            if matches!(grad, Grad::Rows(..)) && rows.rows.is_empty() && update.sparse != Sparse::AllRows {
-                *pair = Pair::ABSENT;
-            }
-        }
-        if pairs.iter().all(Pair::is_absent) {
-            return Ok(());
-        }
-        // Only what is dense has a schedule that is kept.
-        let is_sparse = |grad: &Grad<'_>| matches!(grad, Grad::Rows(..));
-        let dense = |(pair, grad): (&Pair<_>, _)| if is_sparse(grad) { Pair::ABSENT } else { *pair };
-        let dense: Vec<Pair<&GpuBuffer>> = pairs.iter().zip(grads).map(dense).collect();
-        self.stage(&pairs, &dense)?;
-        self.prepare(update.records)?;
-        self.schedule(&dense, update.record_of)?;
-        let row_grads = self.rows(update, &pairs, grads)?;
-        let sparse = match self.parts() {
-            Some(parts) if !row_grads.is_empty() => {
-                schedule::check(&parts, &pairs)?;
-                rows::dispatches(&parts, &row_grads, &pairs, update.record_of, update.sparse)?
-            }
-            _ => Vec::new(),
-        };
-        let on_host = |side: fn(&Pair<&GpuBuffer>) -> bool| -> Vec<Piece> {
-            self.layout.pieces.iter().filter(|piece| side(&pairs[piece.tensor])).copied().collect()
-        };
-        let host_params = on_host(|pair| matches!(pair.param, Side::Host));
-        let host_grads = on_host(|pair| matches!(pair.grad, Side::Host));
+    /// Uploads what is on the host, runs the schedule in front and other dispatches, and reads back host parameters.
+    fn run(
+        &mut self,
+        pairs: &[Pair<&GpuBuffer>],
+        params: &[ParamMut<'_>],
+        grads: &[Grad<'_>],
+        (row_grads, others): (&[RowGrad<'_>], &[Dispatch]),
+        zeros: &[usize],
+    ) -> Result<Downloads> {
+        let host_params = self.pieces(|tensor| matches!(pairs[tensor].param, Side::Own(Own::Params)));
+        let is_host = |tensor: usize| matches!(pairs[tensor].grad, Side::Own(Own::Grads(_)));
+        let is_dense = |tensor: usize| !matches!(grads.get(tensor), Some(Grad::Rows(..)));
+        let host_grads = self.pieces(|tensor| is_host(tensor) && is_dense(tensor));
 
         // From here on things change.
         let mut encoder = self.context.encoder()?;
-        let values_of_params = host_params.iter().filter_map(|piece| match &params[piece.tensor] {
-            ParamMut::F32(values) => Some((region(&self.staged[0], piece), &values[piece.range()])),
-            _ => None,
-        });
-        let values_of_grads = host_grads.iter().filter_map(|piece| match grads[piece.tensor] {
-            Grad::F32(values) => Some((region(&self.staged[1], piece), &values[piece.range()])),
-            _ => None,
-        });
-        let values_of_rows = row_grads.iter().filter_map(|rows| match grads[rows.tensor] {
-            Grad::Rows(_, Values::F32(values)) => {
-                Some((Region { buffer: &rows.values.0, offset: 0, span: values.len() }, values))
-            }
-            _ => None,
-        });
-        let uploads: Vec<_> = values_of_params.chain(values_of_grads).chain(values_of_rows).collect();
+        for (kind, piece) in self.pieces(|tensor| zeros.contains(&tensor)) {
+            let Region { buffer, offset, size } = self.kinds[kind].region(Own::Accumulated, &piece);
+            self.context.scoped(|| encoder.clear_buffer(buffer, offset, Some(size as u64)))?;
+        }
+        let mut uploads: Vec<(Region<'_>, &[u8])> = Vec::new();
+        for (kind, piece) in &host_params {
+            let values = part(host_param(&params[piece.tensor]), piece, params[piece.tensor].dtype().size());
+            uploads.push((self.kinds[*kind].region(Own::Params, piece), values));
+        }
+        for (kind, piece) in &host_grads {
+            let grad = &grads[piece.tensor];
+            let Some(dtype) = grad.dtype() else { continue };
+            uploads
+                .push((self.kinds[*kind].region(Own::Grads(dtype), piece), part(host_grad(grad), piece, dtype.size())));
+        }
+        for rows in row_grads {
+            let values = host_grad(&grads[rows.tensor]);
+            let size = values.len().next_multiple_of(4);
+            uploads.push((Region { buffer: &rows.values.0, offset: 0, size }, values));
+        }
         self.context.upload(&mut encoder, &uploads)?;
         let records = self.write_records()?;
-        match self.offload.take() {
-            Some(mut offload) => {
-                let encoded = self.encode_offloaded(&mut offload, encoder, &sparse, records);
-                self.offload = Some(offload);
-                encoder = encoded?;
-            }
-            None => self.encode(&mut encoder, &sparse, records, |_| true)?,
-        }
+        let encoder = self.encode_all(encoder, others, records)?;
+        Ok(Downloads { encoder, pieces: host_params })
+    }
 
-        let regions: Vec<_> = host_params.iter().map(|piece| region(&self.staged[0], piece)).collect();
+    /// Submits, and reads back host parameters.
+    fn finish(&self, Downloads { encoder, pieces }: Downloads, params: &mut [ParamMut<'_>]) -> Result<()> {
+        let regions: Vec<_> = pieces.iter().map(|(kind, piece)| self.kinds[*kind].region(Own::Params, piece)).collect();
         self.context.download(encoder, &regions, |item, first, bytes| {
-            let piece = host_params[item];
-            if let ParamMut::F32(values) = &mut params[piece.tensor] {
-                let Range { start, end } = piece.range();
+            let piece = pieces[item].1;
+            let param = &mut params[piece.tensor];
+            let size = param.dtype().size();
+            if let Some(values) = host_param_mut(param) {
+                let (start, end) = (piece.start * size, (piece.start + piece.len) * size);
                 copy_bytes(bytes, &mut values[(start + first).min(end)..end]);
             }
         })
     }
 
-    fn read_slot(&self, parameter: usize, slot: usize) -> Result<Vec<f32>> {
+    /// Runs work without a rule over those tensors whose flag is set.
+    fn work(
+        &mut self,
+        work: Work,
+        which: impl Fn(usize) -> bool,
+        params: &mut [ParamMut<'_>],
+        grad: Side<&GpuBuffer>,
+    ) -> Result<()> {
         self.context.ready()?;
-        if let Some(offload) = &self.offload {
-            return Ok(offload.read(slot, self.layout.pieces_of(parameter)));
+        let mut pairs = Vec::with_capacity(params.len());
+        for (tensor, param) in params.iter().enumerate() {
+            let pair = if which(tensor) && !param.is_empty() {
+                Pair { param: self.param(tensor, param)?, grad }
+            } else {
+                Pair::ABSENT
+            };
+            pairs.push(pair);
         }
-        let (pieces, regions) = self.slot_regions(parameter, slot);
-        let words = self.context.read(&regions, pieces.iter().map(|piece| piece.len).sum())?;
-        Ok(match &self.halves[slot] {
-            Some(lens) => unpacked(&words, lens[parameter]),
-            None => words,
+        if pairs.iter().all(Pair::is_absent) {
+            return Ok(());
+        }
+        self.stage(&pairs, &[])?;
+        self.prepare(&[blank([0.0; 4])])?;
+        self.schedule(Job::Work(work), &pairs, &vec![0; params.len()])?;
+        let downloads = self.run(&pairs, params, &[], (&[], &[]), &[])?;
+        self.finish(downloads, params)
+    }
+
+    /// Checks that an array has these elements.
+    fn check_part(&self, parameter: usize, part: Part, first: usize, bytes: usize) -> Result<()> {
+        let tensor = &self.tensors[parameter];
+        let arrays = tensor.arrays(&self.slots[tensor.rule]);
+        let found = arrays.iter().find(|(candidate, ..)| *candidate == part).and_then(|(_, element, len)| {
+            let end = first.checked_mul(element.size())?.checked_add(bytes)?;
+            (end <= len * element.size()).then_some(())
+        });
+        found.ok_or_else(|| Error::Unknown {
+            what: "array",
+            name: format!("{part:?} of {} from element {first} on, {bytes} bytes", self.name(parameter)),
+            expected: format!("{arrays:?}"),
         })
     }
 
-    fn write_slot(&mut self, parameter: usize, slot: usize, values: &[f32]) -> Result<()> {
+    fn unsupported<T>(&self, what: String) -> Result<T> {
+        Err(Error::Unsupported { what, backend: "gpu".into() })
+    }
+}
+
+/// A record of step scalars alone.
+fn blank(scalars: [f32; 4]) -> Record {
+    Record { shaping: Shaping::NONE, trust: Trust::NONE, stages: Stages::zeroed(), scalars: scalars.into() }
+}
+
+/// What is left to do of a run.
+struct Downloads {
+    encoder: wgpu::CommandEncoder,
+    /// The pieces that are read back.
+    pieces: Vec<(usize, Piece)>,
+}
+
+/// The bytes of a parameter on the host; none if it is not there.
+fn host_param<'a>(param: &'a ParamMut<'_>) -> &'a [u8] {
+    match param {
+        ParamMut::F32(values) => bytemuck::cast_slice(values),
+        ParamMut::F16(values) => bytemuck::cast_slice(values),
+        ParamMut::Bf16(values) => bytemuck::cast_slice(values),
+        _ => &[],
+    }
+}
+
+fn host_param_mut<'a>(param: &'a mut ParamMut<'_>) -> Option<&'a mut [u8]> {
+    match param {
+        ParamMut::F32(values) => Some(bytemuck::cast_slice_mut(values)),
+        ParamMut::F16(values) => Some(bytemuck::cast_slice_mut(values)),
+        ParamMut::Bf16(values) => Some(bytemuck::cast_slice_mut(values)),
+        _ => None,
+    }
+}
+
+/// The bytes of a gradient on the host, or of its values.
+fn host_grad<'a>(grad: &Grad<'a>) -> &'a [u8] {
+    match *grad {
+        Grad::F32(values) | Grad::Rows(_, Values::F32(values)) => bytemuck::cast_slice(values),
+        Grad::F16(values) | Grad::Rows(_, Values::F16(values)) => bytemuck::cast_slice(values),
+        Grad::Bf16(values) | Grad::Rows(_, Values::Bf16(values)) => bytemuck::cast_slice(values),
+        _ => &[],
+    }
+}
+
+/// Those of a piece.
+fn part<'a>(bytes: &'a [u8], piece: &Piece, size: usize) -> &'a [u8] {
+    let range = piece.range();
+    bytes.get(range.start * size..range.end * size).unwrap_or(&[])
+}
+
+impl Engine for GpuEngine {
+    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
         self.context.ready()?;
-        if let Some(offload) = &mut self.offload {
-            offload.write(slot, self.layout.pieces_of(parameter), values);
+        if update.guard.is_some() {
+            return self.unsupported("a guard".into());
+        }
+        if update.records.iter().any(Record::needs_rows) {
+            return self.unsupported("sums over rows".into());
+        }
+        let mut pairs = self.pairs(params, grads, update.record_of)?;
+        let is_sparse = |grad: &Grad<'_>| matches!(grad, Grad::Rows(..));
+        let all_rows = |tensor: usize| update.rules[self.tensors[tensor].rule].spec().sparse() == Sparse::AllRows;
+        let all: Vec<bool> = (0..self.tensors.len()).map(all_rows).collect();
+        for (tensor, (pair, grad)) in pairs.iter_mut().zip(grads).enumerate() {
+            if !is_sparse(grad) || pair.is_absent() {
+                continue;
+            }
+            let storage = &self.kinds[self.kind_of[tensor].0].program.storage;
+            if storage.in_blocks() {
+                let name = self.name(tensor);
+                return self.unsupported(format!("a row-sparse gradient ({name:?}) with 8-bit state"));
+            }
+            if update.rows[tensor].rows.is_empty() && !all[tensor] && !storage.ema {
+                *pair = Pair::ABSENT;
+            }
+        }
+        if pairs.iter().all(Pair::is_absent) {
+            return Ok(Progress::Applied);
+        }
+        // Only what is dense has a schedule that is kept.
+        let dense = |(pair, grad): (&Pair<_>, _)| if is_sparse(grad) { Pair::ABSENT } else { *pair };
+        let dense: Vec<Pair<&GpuBuffer>> = pairs.iter().zip(grads).map(dense).collect();
+        self.stage(&pairs, grads)?;
+        self.prepare(update.records)?;
+        self.schedule(Job::Update, &dense, update.record_of)?;
+        let row_grads = self.rows(update.rows, &pairs, grads, |tensor| all[tensor])?;
+        let sparse = match self.parts() {
+            Some(parts) if !row_grads.is_empty() => {
+                schedule::check(&parts, &pairs)?;
+                rows::dispatches(&parts, &row_grads, &pairs, update.record_of)?
+            }
+            _ => Vec::new(),
+        };
+        let downloads = self.run(&pairs, params, grads, (&row_grads, &sparse), &[])?;
+        self.finish(downloads, params)?;
+        Ok(Progress::Applied)
+    }
+
+    fn control(&self) -> Result<Control> {
+        Ok(self.control)
+    }
+
+    fn set_control(&mut self, control: &Control) -> Result<()> {
+        self.control = *control;
+        Ok(())
+    }
+
+    fn seed(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>]) -> Result<()> {
+        let keeps: Vec<bool> = self
+            .tensors
+            .iter()
+            .map(|tensor| tensor.ema || matches!(tensor.master(), Some(Master::F32 | Master::Split)))
+            .collect();
+        self.work(Work::Seed, |tensor| seeds[tensor] && keeps[tensor], params, Side::Absent)
+    }
+
+    fn accumulate(&mut self, weight: f32, fresh: &[bool], grads: &[Grad<'_>]) -> Result<()> {
+        self.context.ready()?;
+        let mut pairs = vec![Pair::ABSENT; grads.len()];
+        let mut zeros = Vec::new();
+        for (tensor, (pair, grad)) in pairs.iter_mut().zip(grads).enumerate() {
+            if self.tensors[tensor].parameter.is_empty() {
+                continue;
+            }
+            match grad {
+                Grad::Rows(..) => {
+                    let name = self.name(tensor);
+                    return self.unsupported(format!("accumulating a row-sparse gradient ({name:?})"));
+                }
+                Grad::None if fresh[tensor] => zeros.push(tensor),
+                Grad::None => {}
+                grad => *pair = Pair { param: Side::Own(Own::Accumulated), grad: self.grad(tensor, grad)? },
+            }
+        }
+        for &tensor in &zeros {
+            self.kinds[self.kind_of[tensor].0].need(&self.context, Own::Accumulated)?;
+        }
+        self.stage(&pairs, &[])?;
+        self.prepare(&[blank([weight, 0.0, 0.0, 0.0]), blank([weight, f32::from_bits(1), 0.0, 0.0])])?;
+        let record_of: Vec<u32> = fresh.iter().map(|&fresh| u32::from(fresh)).collect();
+        self.schedule(Job::Accumulate, &pairs, &record_of)?;
+        let downloads = self.run(&pairs, &[], grads, (&[], &[]), &zeros)?;
+        self.finish(downloads, &mut [])
+    }
+
+    fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()> {
+        if into == self.swapped {
+            let (what, expected) = if into {
+                ("the averages are in the parameters' memory", "bring the parameters back first")
+            } else {
+                ("the parameters are in their memory", "put the averages there first")
+            };
+            return Err(Error::State { what, expected });
+        }
+        let work = if into { Work::SwapIn } else { Work::SwapOut };
+        let keeps: Vec<bool> = self.tensors.iter().map(|tensor| tensor.ema).collect();
+        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside))?;
+        self.swapped = into;
+        if !into {
+            // Schedules that bind what was kept go with it.
+            self.schedules.retain(|schedule| !schedule.is_swap());
+            self.kinds.iter_mut().for_each(|kind| kind.drop_own(Own::Aside));
+        }
+        Ok(())
+    }
+
+    fn read(&self, parameter: usize, part: Part, first: usize, bytes: &mut [u8]) -> Result<()> {
+        self.context.ready()?;
+        self.check_part(parameter, part, first, bytes.len())?;
+        let (kind, member) = self.kind_of[parameter];
+        let kind = &self.kinds[kind];
+        if let Some(offload) = &kind.offload {
+            let mut done = 0;
+            for run in kind.runs(member, part, first, bytes.len()) {
+                bytes[done..done + run.len].copy_from_slice(offload.read(run));
+                done += run.len;
+            }
             return Ok(());
         }
-        let words = self.halves[slot].is_some().then(|| packed(values));
-        let values = words.as_deref().unwrap_or(values);
-        let (pieces, regions) = self.slot_regions(parameter, slot);
+        let mut done = 0;
+        for (buffer, start, len) in kind.places(member, part, first, bytes.len()) {
+            let (region, skipped) = words(buffer, start, len);
+            let mut around = vec![0; region.size];
+            self.context.read(&[region], &mut around)?;
+            bytes[done..done + len].copy_from_slice(&around[skipped..skipped + len]);
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, parameter: usize, part: Part, first: usize, bytes: &[u8]) -> Result<()> {
+        self.context.ready()?;
+        self.check_part(parameter, part, first, bytes.len())?;
+        let (kind, member) = self.kind_of[parameter];
+        let kind = &mut self.kinds[kind];
+        let mut rest = bytes;
+        let runs = kind.runs(member, part, first, bytes.len());
+        if let Some(offload) = &mut kind.offload {
+            for run in runs {
+                let (values, others) = rest.split_at(run.len);
+                offload.write(run).copy_from_slice(values);
+                rest = others;
+            }
+            return Ok(());
+        }
         let mut encoder = self.context.encoder()?;
-        // The padding stays as it is.
-        let regions = regions.into_iter().zip(pieces).map(|(region, piece)| Region { span: piece.len, ..region });
-        let uploads: Vec<_> = regions.zip(pieces.iter().map(|piece| &values[piece.range()])).collect();
-        self.context.upload(&mut encoder, &uploads)?;
+        for (buffer, start, len) in kind.places(member, part, first, bytes.len()) {
+            let (values, others) = rest.split_at(len);
+            rest = others;
+            let (region, skipped) = words(buffer, start, len);
+            if (skipped, region.size) == (0, len) {
+                self.context.upload(&mut encoder, &[(region, values)])?;
+            } else {
+                // Other elements share the words at the ends.
+                let mut around = vec![0; region.size];
+                self.context.read(&[region], &mut around)?;
+                around[skipped..skipped + len].copy_from_slice(values);
+                self.context.upload(&mut encoder, &[(region, &around)])?;
+            }
+        }
         self.context.submit(encoder)?;
         Ok(())
     }
 }
 
+/// The words in which bytes of a buffer lie, and the byte at which they begin in them.
+fn words(buffer: &wgpu::Buffer, start: usize, len: usize) -> (Region<'_>, usize) {
+    let first = start / 4 * 4;
+    (Region { buffer, offset: first as u64, size: (start + len).next_multiple_of(4) - first }, start - first)
+}
+
 impl fmt::Debug for GpuEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GpuEngine").field("program", &self.program).finish_non_exhaustive()
+        f.debug_struct("GpuEngine").field("kinds", &self.kinds).finish_non_exhaustive()
     }
 }

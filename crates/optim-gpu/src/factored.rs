@@ -2,16 +2,16 @@
 //! instead of one for many.
 
 use bytemuck::{Pod, Zeroable};
-use optim_core::backend::Plan;
-use optim_core::rule::SlotShape;
-use optim_core::{Error, Result};
+use optim_core::backend::Tensor;
+use optim_core::rule::{SlotShape, UpdateRule};
+use optim_core::{DType, Error, Result};
 
-use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::kind::Kind;
 use crate::layout::{Layout, SLICE, bytes, grid};
 use crate::pipeline::{Stage, Walk};
-use crate::schedule::{Binding, Dispatch, Pair, Parts};
+use crate::schedule::{Binding, Dispatch, Parts, Place};
 
 /// Lanes of a workgroup; `LANES` in `factored.wgsl`.
 const LANES: usize = 256;
@@ -37,6 +37,8 @@ pub(crate) struct Factored {
     dims: Vec<Dims>,
     /// For each slot of the rule which of the kernel's bindings it is.
     places: Vec<usize>,
+    /// The slots, and the bytes of their elements.
+    slots: Vec<(Memory, usize)>,
     roots: Memory,
     sums: Memory,
     /// What is bound where a tensor has nothing: 256 bytes for each of the kernel's arrays.
@@ -53,7 +55,7 @@ struct Memory {
 impl Memory {
     fn new(context: &Context, label: &str, lens: impl IntoIterator<Item = usize>) -> Result<Self> {
         let layout = Layout::new(lens, context.window);
-        Ok(Self { pages: context.pages(&layout, label)?, layout })
+        Ok(Self { pages: context.pages(layout.pages.iter().map(|&len| bytes(len)), label)?, layout })
     }
 }
 
@@ -66,14 +68,14 @@ fn array<'a>(layout: &Layout, pages: &'a [wgpu::Buffer], tensor: usize, nothing:
 }
 
 impl Factored {
-    pub(crate) fn new(context: &Context, plan: &Plan<'_>, layout: &Layout) -> Result<Self> {
-        let slots = plan.rule.spec().slots();
+    pub(crate) fn new(context: &Context, rule: &dyn UpdateRule, tensors: &[&Tensor], layout: &Layout) -> Result<Self> {
+        let slots = rule.slots();
         let momentum = u32::from(slots.iter().any(|slot| slot.shape == SlotShape::Same));
-        let mut dims = Vec::with_capacity(plan.parameters.len());
-        for (tensor, parameter) in plan.parameters.iter().enumerate() {
-            if layout.pieces_of(tensor).len() > 1 {
-                let what =
-                    format!("{:?} on {:?}, which one binding cannot hold", plan.rule.spec().name(), parameter.name());
+        let mut dims = Vec::with_capacity(tensors.len());
+        for (member, tensor) in tensors.iter().enumerate() {
+            let parameter = &tensor.parameter;
+            if layout.pieces_of(member).len() > 1 {
+                let what = format!("{:?} on {:?}, which one binding cannot hold", rule.name(), parameter.name());
                 return Err(Error::Unsupported { what, backend: "gpu".into() });
             }
             let (stack, rows, columns) = match *parameter.shape() {
@@ -89,8 +91,15 @@ impl Factored {
             SlotShape::Columns | SlotShape::SameIfVector => 1,
             SlotShape::Same => 2,
         });
+        // They begin as zeros.
+        let memories = slots.iter().map(|slot| {
+            let size = if slot.dtype == DType::F16 { 2 } else { 4 };
+            let lens = tensors.iter().map(|tensor| (slot.shape.len(tensor.parameter.shape()) * size).div_ceil(4));
+            Ok((Memory::new(context, slot.name, lens)?, size))
+        });
         Ok(Self {
             places: places.collect(),
+            slots: memories.collect::<Result<_>>()?,
             roots: Memory::new(context, "roots", dims.iter().map(|dims| (dims.rows * dims.stack) as usize))?,
             sums: Memory::new(context, "sums", dims.iter().map(|dims| 2 * dims.slices as usize))?,
             nothing: context.create_buffer("nothing", 4 * 256, USAGE, false)?,
@@ -98,52 +107,55 @@ impl Factored {
         })
     }
 
-    /// The dispatches of a step: all walks of each tensor.
+    /// Where bytes of a slot lie, from an element on: the buffer, the first byte, how many.
+    pub(crate) fn place(
+        &self,
+        member: usize,
+        slot: usize,
+        first: usize,
+        len: usize,
+    ) -> Option<(&wgpu::Buffer, usize, usize)> {
+        let (Memory { layout, pages }, size) = self.slots.get(slot)?;
+        let piece = layout.pieces_of(member).first()?;
+        Some((&pages[piece.page], 4 * piece.offset + first * size, len))
+    }
+
+    /// The dispatches of a step: all walks of each of these members, with their parameters, gradients and records.
     pub(crate) fn dispatches(
         &self,
         parts: &Parts<'_>,
-        pairs: &[Pair<&GpuBuffer>],
-        record_of: &[u32],
+        kind: &Kind,
+        updated: &[(usize, [Place<'_>; 2], u32)],
     ) -> Result<Vec<Dispatch>> {
-        let updated: Vec<usize> = (0..pairs.len()).filter(|&tensor| !pairs[tensor].is_absent()).collect();
-        let dims: Vec<_> =
-            updated.iter().map(|&tensor| [Dims { record: record_of[tensor], ..self.dims[tensor] }]).collect();
+        let dims: Vec<_> = updated.iter().map(|&(member, _, record)| [Dims { record, ..self.dims[member] }]).collect();
         let lists: Vec<_> = dims.iter().map(|dims| &dims[..]).collect();
         let tables = parts.tables_for(wgpu::BufferUsages::UNIFORM, "dims", &lists)?;
 
         let mut dispatches = Vec::new();
-        for ((&tensor, table), [dims]) in updated.iter().zip(&tables).zip(&dims) {
-            let [piece] = *parts.layout.pieces_of(tensor) else { continue };
+        for ((&(member, [params, grads], _), table), [dims]) in updated.iter().zip(&tables).zip(&dims) {
+            let [piece] = *kind.layout.pieces_of(member) else { continue };
             let size = bytes(piece.len);
-            let [params, grads] = [(&pairs[tensor].param, parts.staged[0]), (&pairs[tensor].grad, parts.staged[1])]
-                .map(|(side, staged)| side.place(staged, piece));
             let mut moments = [0, 1, 2].map(|place| (&self.nothing, 256 * place, 256));
-            for (slot, &place) in self.places.iter().enumerate() {
-                moments[place] = array(&parts.slot_layouts[slot], &parts.slots[slot], tensor, moments[place]);
+            for ((memory, _), &place) in self.slots.iter().zip(&self.places) {
+                moments[place] = array(&memory.layout, &memory.pages, member, moments[place]);
             }
             let nothing = (&self.nothing, 3 * 256, 256);
             let bindings = [
                 parts.records(),
                 table.binding(),
-                (params.0, params.1, size),
-                (grads.0, grads.1, size),
+                (params.buffer, params.offset, size),
+                (grads.buffer, grads.offset, size),
                 moments[0],
                 moments[1],
                 moments[2],
-                array(&self.roots.layout, &self.roots.pages, tensor, nothing),
-                array(&self.sums.layout, &self.sums.pages, tensor, nothing),
+                array(&self.roots.layout, &self.roots.pages, member, nothing),
+                array(&self.sums.layout, &self.sums.pages, member, nothing),
             ];
-            for (walk, groups) in walks(dims, parts.program.moments.per_word()) {
-                let kernel = parts.context.kernel(parts.program, Stage::Factored(walk))?;
-                let bindings = parts.context.bind(&kernel.bindings, &bindings);
-                let bindings = bindings.map_err(|error| parts.find_stranger(tensor, pairs).unwrap_or(error))?;
-                dispatches.push(Dispatch {
-                    pipeline: kernel.pipeline,
-                    bindings,
-                    grid: grid(groups),
-                    records: true,
-                    page: None,
-                });
+            for (walk, groups) in walks(dims, kind.program.moments.per_word()) {
+                let kernel = parts.context.kernel(&kind.program, Stage::Factored(walk))?;
+                let bindings = parts.bind(&kernel, kind.members[member], &bindings)?;
+                let (pipeline, grid) = (kernel.pipeline, grid(groups));
+                dispatches.push(Dispatch { pipeline, bindings, grid, records: true, page: None });
             }
         }
         Ok(dispatches)

@@ -3,14 +3,13 @@
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
-use optim_shaders::Width;
 
-/// Elements to which every tensor is padded: 256 bytes, which every device accepts as the offset of a binding.
+/// Words to which every tensor is padded: 256 bytes, which every device accepts as the offset of a binding.
 pub(crate) const ALIGNMENT: usize = 64;
 
-/// The bytes of so many elements.
-pub(crate) const fn bytes(elements: usize) -> u64 {
-    elements as u64 * 4
+/// The bytes of so many words.
+pub(crate) const fn bytes(words: usize) -> u64 {
+    words as u64 * 4
 }
 
 /// A run of one tensor's elements that lies in one page. A tensor has one, or several if it is longer than a window, or none
@@ -34,11 +33,6 @@ impl Piece {
     pub(crate) fn range(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
-
-    /// The number of elements, with padding.
-    pub(crate) const fn span(&self) -> usize {
-        self.len.next_multiple_of(ALIGNMENT)
-    }
 }
 
 /// Tensors packed into pages, in order: one that fits a window lies in one page, a longer one is cut into windows, each with a
@@ -56,15 +50,20 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// `window` is in elements, a multiple of [`ALIGNMENT`].
+    /// Of numbers of 32 bits. `window` is in elements, a multiple of [`ALIGNMENT`].
     pub(crate) fn new(lens: impl IntoIterator<Item = usize>, window: usize) -> Self {
+        Self::aligned(lens, window, ALIGNMENT)
+    }
+
+    /// Tensors that begin at multiples of so many elements. `window` is such a multiple.
+    pub(crate) fn aligned(lens: impl IntoIterator<Item = usize>, window: usize, alignment: usize) -> Self {
         let mut layout = Self { pieces: Vec::new(), pages: Vec::new(), of: Vec::new(), window };
         let mut room = 0;
         for (tensor, len) in lens.into_iter().enumerate() {
             let first = layout.pieces.len();
             for start in (0..len).step_by(window) {
                 let len = window.min(len - start);
-                let span = len.next_multiple_of(ALIGNMENT);
+                let span = len.next_multiple_of(alignment);
                 if span > room {
                     layout.pages.push(0);
                     room = window;
@@ -97,36 +96,67 @@ impl Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Tile {
-    first: u32,
-    count: u32,
-    record: u32,
-    element: u32,
+    param: u32,
     grad: u32,
+    state: u32,
+    element: u32,
+    count: u32,
+    begin: u32,
+    record: u32,
+    key: u32,
+    row: u32,
+    width: u32,
 }
 
-/// A run of elements that share a record, and their gradient.
+/// What the tiles of a tensor share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Common {
+    pub(crate) record: u32,
+    pub(crate) key: u32,
+    /// The first of its rows among those of its kind.
+    pub(crate) row: u32,
+    /// The elements of a row.
+    pub(crate) width: u32,
+}
+
+/// A run of one tensor's elements, and their gradient.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stretch {
-    /// The first element, within its dispatch's bindings.
-    pub(crate) first: usize,
-    pub(crate) len: usize,
+    /// The index of the tensor.
+    pub(crate) tensor: usize,
     /// The first element, within the tensor.
     pub(crate) element: usize,
-    /// The first element of the gradient, within its binding; `None` for a gradient of 0 that is not shaped.
-    pub(crate) grad: Option<usize>,
+    pub(crate) len: usize,
+    /// The first element, within the page of state.
+    pub(crate) state: usize,
+    /// The first element, within the buffer of parameters.
+    pub(crate) param: u64,
+    /// The same of gradients; `None` for a gradient of 0 that is not shaped.
+    pub(crate) grad: Option<u64>,
 }
 
-impl Tile {
-    /// The tiles of a stretch.
-    pub(crate) fn cover(stretch: Stretch, record: u32, width: Width) -> impl Iterator<Item = Self> {
-        let tile = width.tile() as usize;
-        let Stretch { first, len, element, grad } = stretch;
-        (0..len).step_by(tile).map(move |done| Self {
-            first: word(first + done),
-            count: word(tile.min(len - done)),
+impl Stretch {
+    /// The tiles, for bindings that begin with these elements. They begin at multiples of four of the state, and so of the
+    /// parameters.
+    pub(crate) fn tiles(self, common: Common, [params, grads]: [u64; 2]) -> impl Iterator<Item = Tile> {
+        let tile = optim_shaders::TILE as usize;
+        let begin = self.state % 4;
+        let Common { record, key, row, width } = common;
+        (0..begin + self.len).step_by(tile).map(move |done| Tile {
+            param: low(self.param - params).wrapping_sub(word(begin)).wrapping_add(word(done)),
+            grad: match self.grad {
+                // It may begin before the binding, with elements that are left alone.
+                Some(grad) => low(grad - grads).wrapping_sub(word(begin)).wrapping_add(word(done)),
+                None => optim_shaders::NO_GRAD,
+            },
+            state: word(self.state - begin + done),
+            element: word(self.element.wrapping_sub(begin).wrapping_add(done)),
+            count: word(tile.min(begin + self.len - done)),
+            begin: if done == 0 { word(begin) } else { 0 },
             record,
-            element: word(element + done),
-            grad: grad.map_or(optim_shaders::NO_GRAD, |grad| word(grad + done)),
+            key,
+            row,
+            width,
         })
     }
 }
@@ -135,7 +165,9 @@ impl Tile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Slice {
-    first: u32,
+    param: u32,
+    grad: u32,
+    state: u32,
     count: u32,
     record: u32,
     part: u32,
@@ -144,14 +176,17 @@ pub(crate) struct Slice {
 /// The elements of a slice.
 pub(crate) const SLICE: usize = optim_shaders::SLICE as usize;
 
-impl Slice {
-    /// The slices of a piece that begins at `first` within its dispatch's bindings; the tensor's parts begin at `part`.
-    pub(crate) fn cover(piece: Piece, first: usize, record: u32, part: usize) -> impl Iterator<Item = Self> {
-        (0..piece.len).step_by(SLICE).map(move |done| Self {
-            first: word(first + done),
-            count: word(SLICE.min(piece.len - done)),
+impl Stretch {
+    /// The slices of a whole piece, for bindings that begin with these elements; the tensor's parts begin at `part`.
+    pub(crate) fn slices(self, record: u32, part: usize, [params, grads]: [u64; 2]) -> impl Iterator<Item = Slice> {
+        let grad = self.grad.unwrap_or(grads);
+        (0..self.len).step_by(SLICE).map(move |done| Slice {
+            param: low(self.param - params) + word(done),
+            grad: low(grad - grads) + word(done),
+            state: word(self.state + done),
+            count: word(SLICE.min(self.len - done)),
             record,
-            part: word(part + (piece.start + done) / SLICE),
+            part: word(part + (self.element + done) / SLICE),
         })
     }
 }
@@ -178,7 +213,13 @@ impl Span {
     clippy::cast_possible_truncation,
     reason = "all but an element's index within its tensor fit, and that wraps by design"
 )]
-const fn word(x: usize) -> u32 {
+pub(crate) const fn word(x: usize) -> u32 {
+    x as u32
+}
+
+/// The low 32 bits: all of a distance within a binding.
+#[allow(clippy::cast_possible_truncation, reason = "a binding has fewer elements")]
+const fn low(x: u64) -> u32 {
     x as u32
 }
 

@@ -59,7 +59,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use optim_core::backend::Plan;
-use optim_core::{Backend, Engine, Result};
+use optim_core::{Backend, DType, Engine, Result};
 
 pub use wgpu;
 
@@ -67,6 +67,7 @@ mod buffer;
 mod device;
 mod engine;
 mod factored;
+mod kind;
 mod layout;
 mod offload;
 mod pipeline;
@@ -74,7 +75,7 @@ mod rows;
 mod schedule;
 mod transfer;
 
-pub use buffer::GpuBuffer;
+pub use buffer::{GpuBuffer, Real};
 pub use device::{Counters, GpuOptions};
 
 use device::Context;
@@ -182,8 +183,16 @@ impl GpuBackend {
     /// # Errors
     /// What the device returns; [`DeviceLimit`](optim_core::Error::DeviceLimit) for more than a buffer can hold.
     pub fn buffer(&self, values: &[f32]) -> Result<GpuBuffer> {
-        let buffer = self.zeros(values.len())?;
-        buffer.write(values)?;
+        self.buffer_of(values)
+    }
+
+    /// As [`buffer`](Self::buffer), of `f16` or `bf16` as well.
+    ///
+    /// # Errors
+    /// As [`buffer`](Self::buffer).
+    pub fn buffer_of<T: Real>(&self, values: &[T]) -> Result<GpuBuffer> {
+        let buffer = self.arena_of(T::DTYPE, &[values.len()])?.remove(0);
+        buffer.write_of(values)?;
         Ok(buffer)
     }
 
@@ -202,22 +211,30 @@ impl GpuBackend {
     pub fn filled(&self, len: usize, value: f32) -> Result<GpuBuffer> {
         let buffer = self.zeros(len)?;
         let mut encoder = self.context.encoder()?;
-        let region = Region { buffer: &buffer.buffer, offset: buffer.offset, span: len };
-        self.context.fill(&mut encoder, region, value)?;
+        let region = Region { buffer: &buffer.buffer, offset: buffer.offset, size: buffer.size() };
+        self.context.fill(&mut encoder, region, value.to_bits())?;
         self.context.submit(encoder)?;
         Ok(buffer)
     }
 
     /// New memory for many tensors, all zero, packed into as few buffers as the device allows.
     ///
-    /// An optimizer over exactly these tensors, in this order, lays its state out alike: with parameters in one arena and
-    /// gradients in another, a step is one dispatch for each buffer, where tensors in buffers of their own take one each.
+    /// With parameters in one arena and gradients in another, a step has one dispatch for each page of state, where tensors in
+    /// buffers of their own take one each.
     ///
     /// # Errors
     /// As [`buffer`](Self::buffer).
     pub fn arena(&self, lens: &[usize]) -> Result<Vec<GpuBuffer>> {
+        self.arena_of(DType::F32, lens)
+    }
+
+    /// As [`arena`](Self::arena), of another element type.
+    ///
+    /// # Errors
+    /// As [`buffer`](Self::buffer).
+    pub fn arena_of(&self, dtype: DType, lens: &[usize]) -> Result<Vec<GpuBuffer>> {
         self.context.ready()?;
-        self.context.arena(lens)
+        self.context.arena(dtype, lens)
     }
 
     /// `len` elements of the caller's buffer, from a byte offset on; as [`GpuBuffer::from_wgpu`], but tied to this device: the
@@ -227,9 +244,17 @@ impl GpuBackend {
     /// # Errors
     /// [`Memory`](optim_core::Error::Memory) that says what was expected.
     pub fn wrap(&self, buffer: wgpu::Buffer, offset: u64, len: usize) -> Result<GpuBuffer> {
+        self.wrap_of(DType::F32, buffer, offset, len)
+    }
+
+    /// As [`wrap`](Self::wrap), of another element type; see [`GpuBuffer::from_wgpu_of`].
+    ///
+    /// # Errors
+    /// As [`wrap`](Self::wrap).
+    pub fn wrap_of(&self, dtype: DType, buffer: wgpu::Buffer, offset: u64, len: usize) -> Result<GpuBuffer> {
         self.context.ready()?;
         let alignment = self.context.limits.min_storage_buffer_offset_alignment.into();
-        let buffer = GpuBuffer::foreign(buffer, offset, len, alignment, Some(Arc::clone(&self.context)))?;
+        let buffer = GpuBuffer::foreign(dtype, buffer, offset, len, alignment, Some(Arc::clone(&self.context)))?;
         self.context.refuse_strangers("buffer", "wgpu::Buffer", &buffer.buffer)?;
         Ok(buffer)
     }

@@ -4,25 +4,28 @@
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError};
 
-use optim_core::rule::Passes;
+use optim_core::backend::{SlotFormat, Tensor};
+use optim_core::format::{self, Code8};
+use optim_core::rule::{Passes, Slot};
 use optim_core::{DType, Error, Result, Rule};
-use optim_shaders::{MAX_SLOTS, Moments, Norms, Width};
+use optim_shaders::{Access, Format, MAX_SLOTS, Master, Moments, Norms, Storage, Work};
 
 use crate::device::Context;
+use crate::kind;
 
-/// What a rule's kernels are made from.
+/// What the kernels of one kind of tensors are made from: the rule, and how memory is kept.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Program {
     name: &'static str,
     /// WGSL: ours, or the user's.
     source: Cow<'static, str>,
     entry: &'static str,
-    slots: usize,
-    /// The words of its step scalars.
-    scalars: usize,
+    pub(crate) storage: Storage,
     pub(crate) sums: Sums,
     /// How a factored rule keeps its second moments.
     pub(crate) moments: Moments,
+    /// Whether the state stays on the host.
+    offloaded: bool,
 }
 
 /// What is summed over each parameter before the update.
@@ -38,17 +41,19 @@ pub(crate) enum Sums {
     Factored,
 }
 
-/// One kernel of a program.
+/// One kernel of a program. The format is that of the gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
     /// Sums the listed rows of a gradient.
-    Rows,
+    Rows(Format),
     /// Sums slices.
-    Measure(Width),
+    Measure(Format, Access),
     /// Completes the records from the sums.
     Finish,
     /// The rule's update.
-    Update(Width),
+    Update(Format, Access),
+    /// What needs no rule.
+    Work(Work, Format, Access),
     /// A walk of a factored rule.
     Factored(Walk),
 }
@@ -57,8 +62,8 @@ impl Stage {
     /// The kernel's function.
     fn entry_point(self) -> &'static str {
         match self {
-            Self::Rows | Self::Measure(_) | Self::Finish | Self::Update(_) => "main",
             Self::Factored(walk) => optim_shaders::FACTORED_WALKS[walk as usize],
+            _ => "main",
         }
     }
 }
@@ -93,8 +98,8 @@ pub(crate) struct Kernel {
 }
 
 impl Program {
-    /// The program of a rule, or an error that this backend does not run the rule.
-    pub(crate) fn new(rule: &Rule) -> Result<Self> {
+    /// The program of a tensor with this rule, or an error that this backend does not run the rule.
+    pub(crate) fn new(rule: &Rule, tensor: &Tensor) -> Result<Self> {
         let unsupported = |what| Err(Error::Unsupported { what, backend: "gpu".into() });
         let spec = rule.spec();
         let name = spec.name();
@@ -112,17 +117,31 @@ impl Program {
             Passes::Norms if matches!(source, Cow::Borrowed(_)) => Sums::Rule,
             passes => return unsupported(format!("the rule {name:?} with passes {passes:?}")),
         };
-        if spec.offloaded() && sums != Sums::Nothing {
+        let offloaded = spec.offloaded();
+        if offloaded && sums != Sums::Nothing {
             return unsupported(format!("the rule {name:?} with sums and offloaded state"));
         }
         let slots = spec.slots();
         let compressed = slots.iter().any(|slot| slot.dtype == DType::F16);
-        let (slots, moments) = (slots.len(), if compressed { Moments::F16 } else { Moments::F32 });
-        // The sums take a binding.
-        if slots > MAX_SLOTS - usize::from(sums == Sums::Rule) {
-            return unsupported(format!("a rule of {slots} slots"));
+        let moments = if compressed { Moments::F16 } else { Moments::F32 };
+        if slots.len() > MAX_SLOTS {
+            return unsupported(format!("a rule of {} slots", slots.len()));
         }
-        Ok(Self { name, source, entry: spec.entry(), slots, scalars: spec.scalar_names().len(), sums, moments })
+        let storage = storage(tensor, if sums == Sums::Factored { &[] } else { &slots });
+        Ok(Self { name, source, entry: spec.entry(), storage, sums, moments, offloaded })
+    }
+
+    /// The program that accumulates gradients.
+    pub(crate) fn accumulate() -> Self {
+        Self {
+            name: "accumulate",
+            source: Cow::Borrowed(optim_shaders::ACCUMULATE),
+            entry: "update",
+            storage: Storage::plain(0),
+            sums: Sums::Nothing,
+            moments: Moments::F32,
+            offloaded: false,
+        }
     }
 
     /// Whether the source is the user's.
@@ -130,54 +149,67 @@ impl Program {
         matches!(self.source, Cow::Owned(_))
     }
 
-    /// The slots that a kernel of this program binds.
-    pub(crate) fn slots(&self, stage: Stage) -> usize {
-        match (stage, self.sums) {
-            (Stage::Rows | Stage::Finish | Stage::Factored(_), _) | (Stage::Measure(_), Sums::Trust) => 0,
-            (Stage::Measure(_) | Stage::Update(_), _) => self.slots,
-        }
-    }
-
     fn compose(&self, stage: Stage) -> String {
-        let norms = match self.sums {
-            Sums::Nothing | Sums::Rule | Sums::Factored => Norms::Rule { source: &self.source, slots: self.slots },
-            Sums::Trust => Norms::Trust { scalars: self.scalars },
-        };
+        let norms = if self.sums == Sums::Trust { Norms::Trust } else { Norms::Rule(&self.source) };
         match stage {
-            Stage::Rows => optim_shaders::compose_rows(),
-            Stage::Measure(width) => optim_shaders::compose_measure(&norms, width),
+            Stage::Rows(values) => optim_shaders::compose_rows(values),
+            Stage::Measure(grad, access) => optim_shaders::compose_measure(&norms, &self.storage, grad, access),
             Stage::Finish => optim_shaders::compose_finish(&norms),
             Stage::Factored(_) => optim_shaders::compose_factored(&self.source, self.moments),
-            Stage::Update(width) => optim_shaders::compose(&self.source, self.entry, self.slots, width),
+            Stage::Update(grad, access) => {
+                optim_shaders::compose(&self.source, self.entry, &self.storage, grad, access)
+            }
+            Stage::Work(work, grad, access) => optim_shaders::compose_work(work, &self.storage, grad, access),
         }
     }
 
     /// The bindings that `optim_shaders` declares.
-    fn layout(&self, stage: Stage) -> Vec<wgpu::BindGroupLayoutEntry> {
-        const READ: bool = true;
-        const WRITE: bool = false;
-        let slots = self.slots(stage);
-        let (head, slot, tail): (&[bool], bool, &[bool]) = match stage {
-            Stage::Rows => (&[READ, READ, WRITE], READ, &[]),
-            // Records, slices, params, grads; parts.
-            Stage::Measure(_) => (&[READ, READ, READ, READ], READ, &[WRITE]),
+    fn layout(stage: Stage) -> Vec<wgpu::BindGroupLayoutEntry> {
+        const READ: Bound = Bound::Read;
+        const WRITE: Bound = Bound::Write;
+        const UNIFORM: Bound = Bound::Uniform;
+        let bound: &[Bound] = match stage {
+            Stage::Rows(_) => &[READ, READ, WRITE],
+            // Records, slices, params, grads, state, page; parts.
+            Stage::Measure(..) => &[READ, READ, READ, READ, READ, UNIFORM, WRITE],
             // Records, spans, parts.
-            Stage::Finish => (&[WRITE, READ, READ], READ, &[]),
+            Stage::Finish => &[WRITE, READ, READ],
             // Records, dims, params, grads, the moments, the rows' parts, the slices' sums.
-            Stage::Factored(_) => (&[WRITE, READ, WRITE, READ, WRITE, WRITE, WRITE, WRITE, WRITE], READ, &[]),
-            // Records, tiles, params, grads.
-            Stage::Update(_) => (&[READ, READ, WRITE, READ], WRITE, &[]),
+            Stage::Factored(_) => &[WRITE, UNIFORM, WRITE, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
+            // Records, tiles, params, grads, state, page; the scratch.
+            Stage::Work(Work::Load, ..) => &[READ, READ, WRITE, READ, WRITE, UNIFORM, WRITE, WRITE],
+            Stage::Work(work, ..) if work.writes_grads() => &[READ, READ, WRITE, WRITE, WRITE, UNIFORM],
+            Stage::Update(..) | Stage::Work(..) => &[READ, READ, WRITE, READ, WRITE, UNIFORM],
         };
-        let accesses = head.iter().chain(std::iter::repeat_n(&slot, slots)).chain(tail);
-        let dynamic = |binding| binding == 0 && stage != Stage::Rows;
-        let mut entries: Vec<_> =
-            (0..).zip(accesses).map(|(binding, &read_only)| storage(binding, read_only, dynamic(binding))).collect();
-        if let Stage::Factored(_) = stage {
-            let (ty, min_binding_size) = (wgpu::BufferBindingType::Uniform, None);
-            entries[1].ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size };
-        }
-        entries
+        let dynamic = |binding| binding == 0 && !matches!(stage, Stage::Rows(_));
+        (0..).zip(bound).map(|(binding, &bound)| entry(binding, bound, dynamic(binding))).collect()
     }
+}
+
+/// How the kernels call what is kept.
+fn storage(tensor: &Tensor, slots: &[Slot]) -> Storage {
+    let slot = |slot: &Slot| match tensor.slot_format(slot) {
+        SlotFormat::F32 | SlotFormat::F16 => optim_shaders::SlotFormat::F32,
+        SlotFormat::Bf16 => optim_shaders::SlotFormat::Bf16,
+        SlotFormat::Block8(Code8::Signed) => optim_shaders::SlotFormat::Signed8,
+        SlotFormat::Block8(Code8::Positive) => optim_shaders::SlotFormat::Positive8,
+    };
+    let master = match tensor.master() {
+        None | Some(format::Master::None) => Master::None,
+        Some(format::Master::F32) => Master::F32,
+        Some(format::Master::Stochastic) => Master::Stochastic,
+        Some(format::Master::Split) => Master::Split,
+    };
+    let param = kind::format(tensor.parameter.dtype());
+    Storage { param, master, slots: slots.iter().map(slot).collect(), ema: tensor.ema }
+}
+
+/// How a kernel binds a buffer.
+#[derive(Debug, Clone, Copy)]
+enum Bound {
+    Read,
+    Write,
+    Uniform,
 }
 
 impl Context {
@@ -193,7 +225,7 @@ impl Context {
         let kernel = self.scoped(|| {
             let bindings = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: Some(&label),
-                entries: &program.layout(stage),
+                entries: &Program::layout(stage),
             });
             let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some(&label),
@@ -227,7 +259,7 @@ impl Context {
         self.scoped(|| {
             let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: None,
-                entries: &[storage(0, true, false)],
+                entries: &[entry(0, Bound::Read, false)],
             });
             let binding = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(4) };
             let entry = wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) };
@@ -241,8 +273,12 @@ impl Context {
     }
 }
 
-const fn storage(binding: u32, read_only: bool, has_dynamic_offset: bool) -> wgpu::BindGroupLayoutEntry {
-    let ty = wgpu::BufferBindingType::Storage { read_only };
+const fn entry(binding: u32, bound: Bound, has_dynamic_offset: bool) -> wgpu::BindGroupLayoutEntry {
+    let ty = match bound {
+        Bound::Read => wgpu::BufferBindingType::Storage { read_only: true },
+        Bound::Write => wgpu::BufferBindingType::Storage { read_only: false },
+        Bound::Uniform => wgpu::BufferBindingType::Uniform,
+    };
     wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,

@@ -4,16 +4,15 @@
 use std::collections::HashMap;
 
 use optim_core::backend::RowList;
-use optim_core::rule::Sparse;
 use optim_core::{Error, Result};
-use optim_shaders::{WORKGROUP, Width};
+use optim_shaders::{Access, Format, WORKGROUP, Work};
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::layout::{ALIGNMENT, Piece, Stretch, Tile, bytes, grid};
+use crate::layout::{ALIGNMENT, Piece, bytes, grid};
 use crate::pipeline::Stage;
-use crate::schedule::{Dispatch, Pair, Parts, Run};
+use crate::schedule::{Dispatch, Extent, GRADIENT, Pair, Parts, Place, Runs};
 
 /// One tensor's row-sparse gradient.
 #[derive(Debug)]
@@ -22,8 +21,11 @@ pub(crate) struct RowGrad<'a> {
     pub(crate) list: &'a RowList,
     /// The elements of a row; 0 if no row is listed.
     pub(crate) width: usize,
-    /// Where the values begin; on the device, if need be in memory of ours.
+    /// Where the values begin, in bytes; on the device, if need be in memory of ours.
     pub(crate) values: (wgpu::Buffer, u64),
+    pub(crate) format: Format,
+    /// Whether rows that are not listed are updated too.
+    pub(crate) all: bool,
     /// Where the rows' sums go, if a row is listed more than once.
     pub(crate) sums: Option<wgpu::Buffer>,
 }
@@ -56,6 +58,12 @@ impl Scratch {
     }
 }
 
+impl RowGrad<'_> {
+    const fn values(&self) -> Place<'_> {
+        Place { buffer: &self.values.0, offset: self.values.1, format: self.format }
+    }
+}
+
 /// An error if the values are more than one binding can hold: they are not walked in windows.
 pub(crate) fn check_len(context: &Context, len: usize) -> Result<()> {
     let (expected, got) = (bytes(len), context.binding);
@@ -67,7 +75,7 @@ pub(crate) fn check_len(context: &Context, len: usize) -> Result<()> {
 
 impl RowGrad<'_> {
     /// The sums of the listed rows, if any is listed more than once.
-    fn sum(&self, parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<Option<Dispatch>> {
+    fn sum(&self, parts: &Parts<'_>) -> Result<Option<Dispatch>> {
         let Some(sums) = &self.sums else { return Ok(None) };
         let RowList { rows, starts, positions, .. } = self.list;
         // Both fit: the values fit a binding.
@@ -77,46 +85,23 @@ impl RowGrad<'_> {
         let table = parts.context.create_buffer("rows", bytes(words.len()), USAGE, true)?;
         parts.context.write_mapped(&table, |view| view.copy_from_slice(bytemuck::cast_slice(&words)))?;
 
-        let kernel = parts.context.kernel(parts.program, Stage::Rows)?;
-        let values = (&self.values.0, self.values.1, bytes(positions.len() * self.width));
+        let kernel = parts.context.kernel(parts.accumulate, Stage::Rows(self.format))?;
+        let values = (&self.values.0, self.values.1, self.values().bytes(positions.len() * self.width));
         let bindings = [(&table, 0, table.size()), values, (sums, 0, bytes(rows.len() * self.width))];
-        let bindings = parts.context.bind(&kernel.bindings, &bindings);
-        let bindings = bindings.map_err(|error| parts.find_stranger(self.tensor, pairs).unwrap_or(error))?;
+        let bindings = parts.context.bind(&kernel.bindings, &bindings).map_err(|error| {
+            let name = parts.tensors[self.tensor].parameter.name();
+            parts.context.refuse_strangers(GRADIENT, name, values.0).err().unwrap_or(error)
+        })?;
         let grid = grid(rows.len() * self.width.div_ceil(WORKGROUP as usize));
         Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid, records: false, page: None }))
     }
 
-    /// The updates of a piece.
-    fn runs<'a>(
-        &'a self,
-        parts: &Parts<'a>,
-        pair: &Pair<&'a GpuBuffer>,
-        piece: Piece,
-        record: u32,
-        all: bool,
-    ) -> Vec<Run<'a>> {
-        // A row's end is another row's beginning, so lanes must not reach beyond it.
-        let wide = self.width.is_multiple_of(4) && piece.len.is_multiple_of(4);
-        let width = if wide { Width::Vec4 } else { Width::Scalar };
-        let (grads, listed) = match &self.sums {
-            Some(sums) => ((sums, 0), self.list.rows.len()),
-            None => ((&self.values.0, self.values.1), self.list.positions.len()),
-        };
-        let sides = [pair.param.place(parts.staged[0], piece), grads];
-        let stretches = self.stretches(piece, all);
-        let tiles: Vec<_> = stretches.into_iter().flat_map(|stretch| Tile::cover(stretch, record, width)).collect();
-        // Narrow rows have more tiles than a table holds.
-        let most = 4 * parts.table() / size_of::<Tile>();
-        let (elements, grads) = (piece.len, (listed * self.width).max(4));
-        let run = |tiles: &[Tile]| Run { elements, grads, tiles: tiles.to_vec(), ..Run::new(width, piece, sides) };
-        tiles.chunks(most).map(run).collect()
-    }
-
-    /// What is updated of a piece, in order: the listed rows, and for all rows what lies between them.
-    fn stretches(&self, piece: Piece, all: bool) -> Vec<Stretch> {
+    /// A piece, in order: the listed rows, and what lies between them, which has no gradient.
+    fn extents(&self, piece: Piece) -> Vec<Extent> {
         let range = piece.range();
-        let mut stretches: Vec<Stretch> = Vec::new();
-        let mut add = |start: usize, end: usize, grad: Option<usize>| match stretches.last_mut() {
+        let grads = self.width * if self.sums.is_some() { self.list.rows.len() } else { self.list.positions.len() };
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut add = |start: usize, end: usize, grad: Option<usize>| match extents.last_mut() {
             _ if start == end => {}
             // Neighbours, as rows and as gradients.
             Some(last)
@@ -126,7 +111,10 @@ impl RowGrad<'_> {
             {
                 last.len += end - start;
             }
-            _ => stretches.push(Stretch { first: start - range.start, len: end - start, element: start, grad }),
+            _ => {
+                let (tensor, state) = (self.tensor, piece.offset + start - range.start);
+                extents.push(Extent { tensor, element: start, len: end - start, state, grad, grads });
+            }
         };
         let first = self.list.rows.partition_point(|&row| (row as usize + 1) * self.width <= range.start);
         let mut done = range.start;
@@ -136,37 +124,54 @@ impl RowGrad<'_> {
                 break;
             }
             let (start, end) = (row.max(range.start), (row + self.width).min(range.end));
-            if all {
-                add(done, start, None);
-            }
+            add(done, start, None);
             let nth = if self.sums.is_some() { nth } else { self.list.positions[nth] as usize };
             add(start, end, Some(nth * self.width + start - row));
             done = end;
         }
-        if all {
-            add(done, range.end, None);
-        }
-        stretches
+        add(done, range.end, None);
+        extents
     }
 }
 
-/// The dispatches of the row-sparse gradients of a step.
-pub(crate) fn dispatches(
-    parts: &Parts<'_>,
-    grads: &[RowGrad<'_>],
-    pairs: &[Pair<&GpuBuffer>],
+/// The dispatches of row-sparse gradients.
+pub(crate) fn dispatches<'a>(
+    parts: &Parts<'a>,
+    grads: &'a [RowGrad<'_>],
+    pairs: &[Pair<&'a GpuBuffer>],
     record_of: &[u32],
-    sparse: Sparse,
 ) -> Result<Vec<Dispatch>> {
     let mut dispatches = Vec::new();
-    let mut runs = Vec::new();
+    let (mut runs, mut averages) = (Runs::default(), Runs::default());
     for grad in grads {
-        dispatches.extend(grad.sum(parts, pairs)?);
-        for &piece in parts.layout.pieces_of(grad.tensor) {
-            let record = record_of[grad.tensor];
-            runs.extend(grad.runs(parts, &pairs[grad.tensor], piece, record, sparse == Sparse::AllRows));
+        dispatches.extend(grad.sum(parts)?);
+        let (nth, member) = parts.kind_of[grad.tensor];
+        let kind = &parts.kinds[nth];
+        let values = match &grad.sums {
+            Some(sums) => Place { buffer: sums, offset: 0, format: Format::F32 },
+            None => grad.values(),
+        };
+        for &piece in kind.layout.pieces_of(member) {
+            // A row's end is another row's beginning, so lanes must not reach beyond it.
+            let whole = grad.width.is_multiple_of(4) && piece.len.is_multiple_of(4);
+            let access = if whole { Access::Whole } else { Access::Each };
+            let param = pairs[grad.tensor].param.place(parts, kind, piece);
+            for (nth_extent, extent) in grad.extents(piece).into_iter().enumerate() {
+                // Neighbours may share a word, which two workgroups must not write.
+                let second = !whole && kind.program.storage.shares_words() && nth_extent % 2 == 1;
+                let skipped = (extent.element - piece.start) as u64;
+                let param = Place { offset: param.offset + skipped * param.size(), ..param };
+                let group = (nth, piece.page, access, second);
+                if grad.all || extent.grad.is_some() {
+                    runs.add(parts, group, [param, values], extent);
+                } else if kind.program.storage.ema {
+                    averages.add(parts, group, [param, values], extent);
+                }
+            }
         }
     }
-    dispatches.extend(Run::updates(&runs, parts, pairs)?);
+    dispatches.extend(runs.dispatches(parts, None, Stage::Update, record_of)?);
+    let average = |grad, access| Stage::Work(Work::Average, grad, access);
+    dispatches.extend(averages.dispatches(parts, None, average, record_of)?);
     Ok(dispatches)
 }

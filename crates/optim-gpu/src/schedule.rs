@@ -1,34 +1,37 @@
 //! From the memory of one step to a list of dispatches. It is made once for each distinct set of buffers and kept.
 
 use std::borrow::Borrow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytemuck::Pod;
+use optim_core::backend::Tensor;
 use optim_core::{Error, Result};
-use optim_shaders::Width;
+use optim_shaders::{Access, Format, Work};
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::factored::Factored;
-use crate::layout::{Layout, Piece, SLICE, Slice, Span, Stretch, Tile, bytes, grid};
-use crate::pipeline::{Program, Stage};
+use crate::kind::{self, Kind, Own};
+use crate::layout::{Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, word};
+use crate::pipeline::{Kernel, Program, Stage};
 
 /// Where one parameter or one gradient lies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Side<B> {
-    /// Nowhere: there is nothing to update.
+    /// Nowhere.
     Absent,
-    /// On the host; the kernel sees a copy in the engine's staged pages.
-    Host,
-    /// On the device.
+    /// In memory of its kind's own: a copy of what is on the host, or what is only there.
+    Own(Own),
+    /// In the caller's memory on the device.
     Device(B),
 }
 
 impl<B: Borrow<GpuBuffer>> Side<B> {
     fn same<C: Borrow<GpuBuffer>>(&self, other: &Side<C>) -> bool {
         match (self, other) {
-            (Self::Absent, Side::Absent) | (Self::Host, Side::Host) => true,
+            (Self::Absent, Side::Absent) => true,
+            (Self::Own(one), Side::Own(other)) => one == other,
             (Self::Device(one), Side::Device(other)) => one.borrow().same(other.borrow()),
             _ => false,
         }
@@ -36,7 +39,7 @@ impl<B: Borrow<GpuBuffer>> Side<B> {
 
     pub(crate) fn device(&self) -> Option<&GpuBuffer> {
         match self {
-            Self::Absent | Self::Host => None,
+            Self::Absent | Self::Own(_) => None,
             Self::Device(buffer) => Some(buffer.borrow()),
         }
     }
@@ -44,13 +47,18 @@ impl<B: Borrow<GpuBuffer>> Side<B> {
     fn to_owned(&self) -> Side<GpuBuffer> {
         match self {
             Self::Absent => Side::Absent,
-            Self::Host => Side::Host,
+            Self::Own(own) => Side::Own(*own),
             Self::Device(buffer) => Side::Device(buffer.borrow().clone()),
         }
     }
+
+    /// Whether what follows the elements, up to a multiple of four, is ours.
+    fn is_padded(&self) -> bool {
+        self.device().is_none_or(|memory| memory.padded)
+    }
 }
 
-/// The memory of one tensor's update. Both sides are present or both are absent.
+/// The memory of one tensor's update. A parameter that is absent is not updated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pair<B> {
     pub(crate) param: Side<B>,
@@ -66,10 +74,22 @@ impl<B> Pair<B> {
     }
 }
 
+/// What dispatches are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Job {
+    /// The rules' update.
+    Update,
+    /// Gradients are added to what has been accumulated: the parameters are that.
+    Accumulate,
+    /// Work without a rule, such as a seed.
+    Work(Work),
+}
+
 /// A list of dispatches, and what it was made for.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     pub(crate) dispatches: Vec<Dispatch>,
+    job: Job,
     pairs: Vec<Pair<GpuBuffer>>,
     record_of: Vec<u32>,
 }
@@ -82,15 +102,15 @@ pub(crate) struct Dispatch {
     pub(crate) grid: (u32, u32),
     /// Whether the first binding is the records, which have a dynamic offset.
     pub(crate) records: bool,
-    /// The page of state that it updates, if any.
-    pub(crate) page: Option<usize>,
+    /// The kind and the page of state that it works on, if any.
+    pub(crate) page: Option<(usize, usize)>,
 }
 
-/// The sums of an engine's slices.
+/// The sums of a kind's slices.
 #[derive(Debug)]
 pub(crate) struct PartialSums {
     pub(crate) buffer: wgpu::Buffer,
-    /// For each tensor its first part, and last where they end.
+    /// For each member its first part, and last where they end.
     pub(crate) starts: Vec<usize>,
 }
 
@@ -117,86 +137,181 @@ impl PartialSums {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts<'a> {
     pub(crate) context: &'a Context,
-    pub(crate) program: &'a Arc<Program>,
-    /// Where slices are summed, if the rule sums anything.
-    pub(crate) sums: Option<&'a PartialSums>,
-    /// What a factored rule needs beside its slots.
-    pub(crate) factored: Option<&'a Factored>,
-    pub(crate) names: &'a [String],
-    pub(crate) layout: &'a Layout,
-    /// The state: pages for each slot.
-    pub(crate) slots: &'a [Vec<wgpu::Buffer>],
-    pub(crate) slot_layouts: &'a [Layout],
-    /// The pages for host parameters, and for host gradients; empty where there are none.
-    pub(crate) staged: [&'a [wgpu::Buffer]; 2],
+    pub(crate) tensors: &'a [Tensor],
+    pub(crate) kinds: &'a [Kind],
+    /// For each tensor its kind, and which of that kind's members it is.
+    pub(crate) kind_of: &'a [(usize, usize)],
+    /// The program that accumulates.
+    pub(crate) accumulate: &'a Arc<Program>,
+    /// 256 bytes to bind where there is nothing.
+    pub(crate) nothing: &'a wgpu::Buffer,
     /// The ring of records, and the bytes of one place in it.
     pub(crate) records: (&'a wgpu::Buffer, u64),
 }
 
 impl Schedule {
-    /// Whether it is for these buffers and records.
-    pub(crate) fn is_for(&self, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> bool {
+    /// Whether it was made for this.
+    pub(crate) fn is_for(&self, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> bool {
         let same = |(one, other): (&Pair<GpuBuffer>, &Pair<&GpuBuffer>)| {
             one.param.same(&other.param) && one.grad.same(&other.grad)
         };
-        self.record_of == record_of && self.pairs.iter().zip(pairs).all(same)
+        self.job == job && self.record_of == record_of && self.pairs.iter().zip(pairs).all(same)
+    }
+
+    /// Whether it swaps averages and parameters.
+    pub(crate) fn is_swap(&self) -> bool {
+        matches!(self.job, Job::Work(Work::SwapIn | Work::SwapOut))
     }
 
     /// Checks the memory and makes the dispatches. Nothing that the caller can see is changed.
-    pub(crate) fn new(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
+    pub(crate) fn new(parts: &Parts<'_>, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
-        let owned =
-            || pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
-        if let Some(factored) = parts.factored {
-            let dispatches = factored.dispatches(parts, pairs, record_of)?;
-            return Ok(Self { dispatches, pairs: owned(), record_of: record_of.to_vec() });
-        }
-        let runs = Run::all(parts, pairs, record_of);
         let mut dispatches = Vec::new();
-        if let Some(sums) = parts.sums {
-            let slices: Vec<_> = runs.iter().map(|run| &*run.slices).collect();
-            for (run, slices) in runs.iter().zip(parts.tables("slices", &slices)?) {
-                dispatches.push(run.measure(parts, &slices, sums, pairs)?);
-            }
-            dispatches.extend(finish(parts, sums, pairs, record_of)?);
+        for kind in 0..parts.kinds.len() {
+            let members = Members { parts, kind, pairs, record_of };
+            dispatches.extend(match job {
+                Job::Update => members.update()?,
+                Job::Accumulate => {
+                    let runs = members.runs(|_| true);
+                    runs.dispatches(parts, Some(parts.accumulate), Stage::Update, record_of)?
+                }
+                Job::Work(work) => {
+                    let stage = |grad, access| Stage::Work(work, grad, access);
+                    members.runs(|_| true).dispatches(parts, None, stage, record_of)?
+                }
+            });
         }
-        dispatches.extend(Run::updates(&runs, parts, pairs)?);
-        Ok(Self { dispatches, pairs: owned(), record_of: record_of.to_vec() })
+        let pairs =
+            pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
+        Ok(Self { dispatches, job, pairs, record_of: record_of.to_vec() })
     }
 }
 
-/// Completes the record of each tensor that is updated.
-fn finish(
-    parts: &Parts<'_>,
-    sums: &PartialSums,
-    pairs: &[Pair<&GpuBuffer>],
-    record_of: &[u32],
-) -> Result<Option<Dispatch>> {
-    let updated = (0..pairs.len()).filter(|&tensor| !pairs[tensor].is_absent());
-    let span = |tensor: usize| Span::new(sums.starts[tensor]..sums.starts[tensor + 1], record_of[tensor]);
-    let spans: Vec<_> = updated.map(span).collect();
-    if spans.is_empty() {
-        return Ok(None);
+/// The members of a kind, in one step.
+struct Members<'p, 'a> {
+    parts: &'p Parts<'a>,
+    kind: usize,
+    pairs: &'p [Pair<&'a GpuBuffer>],
+    record_of: &'p [u32],
+}
+
+impl<'a> Members<'_, 'a> {
+    fn kind(&self) -> &'a Kind {
+        &self.parts.kinds[self.kind]
     }
-    let kernel = parts.context.kernel(parts.program, Stage::Finish)?;
-    let tables = parts.tables("spans", &[&spans])?;
-    let bindings = [parts.records(), tables[0].binding(), sums.binding()];
-    let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-    Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: true, page: None }))
+
+    /// The runs of those members, by the index of the tensor, that are updated.
+    fn runs(&self, which: impl Fn(usize) -> bool) -> Runs<'a> {
+        self.runs_between(which, |tensor| self.pairs[tensor])
+    }
+
+    /// The same, with other memory in place of theirs.
+    fn runs_between(&self, which: impl Fn(usize) -> bool, memory: impl Fn(usize) -> Pair<&'a GpuBuffer>) -> Runs<'a> {
+        let (kind, mut runs) = (self.kind(), Runs::default());
+        for &piece in &kind.layout.pieces {
+            let tensor = kind.members[piece.tensor];
+            if self.pairs[tensor].is_absent() || !which(tensor) {
+                continue;
+            }
+            let pair = memory(tensor);
+            let whole = piece.len.is_multiple_of(4) || (pair.param.is_padded() && pair.grad.is_padded());
+            let access = if whole { Access::Whole } else { Access::Each };
+            let [param, grad] = [pair.param, pair.grad].map(|side| side.place(self.parts, kind, piece));
+            runs.add(
+                self.parts,
+                (self.kind, piece.page, access, false),
+                [param, grad],
+                Extent {
+                    tensor,
+                    element: piece.start,
+                    len: piece.len,
+                    state: piece.offset,
+                    grad: Some(0),
+                    grads: piece.len,
+                },
+            );
+        }
+        runs
+    }
+
+    /// The rule's update.
+    fn update(&self) -> Result<Vec<Dispatch>> {
+        let (parts, kind) = (self.parts, self.kind());
+        if kind.factored.is_some() {
+            return self.factored();
+        }
+        let runs = self.runs(|_| true);
+        let mut dispatches = Vec::new();
+        if let Some(sums) = &kind.sums {
+            dispatches.extend(runs.measures(parts, sums, self.record_of)?);
+            dispatches.extend(self.finish(sums)?);
+        }
+        dispatches.extend(runs.dispatches(parts, None, Stage::Update, self.record_of)?);
+        Ok(dispatches)
+    }
+
+    /// The walks of a factored rule; where memory is not as they need it, between two that copy.
+    fn factored(&self) -> Result<Vec<Dispatch>> {
+        let (parts, kind) = (self.parts, self.kind());
+        let Some(factored) = &kind.factored else { return Ok(Vec::new()) };
+        let copied = |tensor: usize| self.needs_copy(tensor);
+        let scratch = [Side::Own(Own::ScratchParams), Side::Own(Own::ScratchGrads)];
+
+        let load = |grad, access| Stage::Work(Work::Load, grad, access);
+        let mut dispatches = self.runs(copied).dispatches(parts, None, load, self.record_of)?;
+        let mut updated = Vec::new();
+        for (member, &tensor) in kind.members.iter().enumerate() {
+            let (pair, [piece]) = (&self.pairs[tensor], kind.layout.pieces_of(member)) else { continue };
+            if pair.is_absent() {
+                continue;
+            }
+            let sides = if copied(tensor) { scratch } else { [pair.param, pair.grad] };
+            updated.push((member, sides.map(|side| side.place(parts, kind, *piece)), self.record_of[tensor]));
+        }
+        dispatches.extend(factored.dispatches(parts, kind, &updated)?);
+        let stored = self.runs_between(copied, |tensor| Pair { param: self.pairs[tensor].param, grad: scratch[0] });
+        let store = |grad, access| Stage::Work(Work::Store, grad, access);
+        dispatches.extend(stored.dispatches(parts, None, store, self.record_of)?);
+        Ok(dispatches)
+    }
+
+    /// Whether a factored rule works on a copy.
+    fn needs_copy(&self, tensor: usize) -> bool {
+        self.kind().needs_copy() || self.pairs[tensor].grad.format(self.kind()) != Format::F32
+    }
+
+    /// Completes the record of each tensor that is updated.
+    fn finish(&self, sums: &PartialSums) -> Result<Option<Dispatch>> {
+        let (parts, kind) = (self.parts, self.kind());
+        let updated = kind.members.iter().enumerate().filter(|&(_, &tensor)| !self.pairs[tensor].is_absent());
+        let span = |(member, &tensor): (usize, &usize)| {
+            Span::new(sums.starts[member]..sums.starts[member + 1], self.record_of[tensor])
+        };
+        let spans: Vec<_> = updated.map(span).collect();
+        if spans.is_empty() {
+            return Ok(None);
+        }
+        let kernel = parts.context.kernel(&kind.program, Stage::Finish)?;
+        let tables = parts.tables("spans", &[&spans])?;
+        let bindings = [parts.records(), tables[0].binding(), sums.binding()];
+        let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
+        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: true, page: None }))
+    }
 }
 
 /// What only this backend can know: whether buffers can be bound, and whether they get into each other's way.
 pub(crate) fn check(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<()> {
     let alignment = u64::from(parts.context.limits.min_storage_buffer_offset_alignment);
     let mut claims = Vec::new();
-    for (pair, name) in pairs.iter().zip(parts.names) {
+    for (pair, tensor) in pairs.iter().zip(parts.tensors) {
+        let name = tensor.parameter.name();
         for (what, side) in [(PARAMETER, &pair.param), (GRADIENT, &pair.grad)] {
             let Some(memory) = side.device() else { continue };
             if !memory.offset.is_multiple_of(alignment) {
                 let expected = format!("an offset that is a multiple of {alignment} bytes on this device");
                 return Err(unfit(what, name, expected, memory.offset.to_string()));
             }
-            let end = memory.offset + bytes(memory.len);
+            let end = memory.offset + (memory.len * memory.dtype.size()) as u64;
             claims.push(Claim { buffer: &memory.buffer, start: memory.offset, end, what, name });
         }
         let [param, grad] = [pair.param.device(), pair.grad.device()].map(|memory| memory.map(|memory| &memory.buffer));
@@ -210,7 +325,7 @@ pub(crate) fn check(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<()>
 }
 
 const PARAMETER: &str = "parameter";
-const GRADIENT: &str = "gradient";
+pub(crate) const GRADIENT: &str = "gradient";
 
 /// A part of a buffer, and what uses it.
 struct Claim<'a> {
@@ -264,149 +379,263 @@ impl Table {
     }
 }
 
-/// Pieces that one dispatch can update: their parameters, their gradients and their state lie in one buffer each, all at the
-/// same distances.
-pub(crate) struct Run<'a> {
-    pub(crate) width: Width,
-    /// The first piece: the bindings begin with it.
-    pub(crate) first: Piece,
-    /// The buffer and the byte at which the parameters begin, and the gradients.
-    pub(crate) sides: [(&'a wgpu::Buffer, u64); 2],
-    /// The elements from the beginning of the first piece to the end of the last.
-    pub(crate) elements: usize,
-    /// The elements of the gradients.
-    pub(crate) grads: usize,
-    pub(crate) tiles: Vec<Tile>,
-    pub(crate) slices: Vec<Slice>,
+/// Where elements begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) buffer: &'a wgpu::Buffer,
+    /// In bytes.
+    pub(crate) offset: u64,
+    pub(crate) format: Format,
 }
 
-impl<'a> Run<'a> {
-    /// A run without work.
-    pub(crate) fn new(width: Width, first: Piece, sides: [(&'a wgpu::Buffer, u64); 2]) -> Self {
-        Self { width, first, sides, elements: 0, grads: 0, tiles: Vec::new(), slices: Vec::new() }
+impl Place<'_> {
+    pub(crate) const fn size(&self) -> u64 {
+        self.format.bits() as u64 / 8
     }
 
-    /// All runs of a step. Pieces without a gradient are passed over; they do not end a run.
-    fn all(parts: &Parts<'a>, pairs: &[Pair<&'a GpuBuffer>], record_of: &[u32]) -> Vec<Self> {
-        let mut runs: Vec<Self> = Vec::new();
-        for &piece in &parts.layout.pieces {
-            let pair = &pairs[piece.tensor];
-            if pair.is_absent() {
-                continue;
-            }
-            let sides = [(&pair.param, parts.staged[0]), (&pair.grad, parts.staged[1])];
-            let padded = |side: &Side<&GpuBuffer>| side.device().is_none_or(|memory| memory.padded);
-            let wide = piece.len.is_multiple_of(4) || sides.iter().all(|(side, _)| padded(side));
-            let width = if wide { Width::Vec4 } else { Width::Scalar };
-            let sides = sides.map(|(side, staged)| side.place(staged, piece));
-            let run = match runs.last_mut() {
-                Some(run) if run.continues_with(width, piece, sides) => run,
-                _ => {
-                    runs.push(Self::new(width, piece, sides));
-                    runs.last_mut().expect("it was just pushed")
-                }
-            };
-            let first = piece.offset - run.first.offset;
-            run.elements = first + if wide { piece.len.next_multiple_of(4) } else { piece.len };
-            run.grads = run.elements;
-            let stretch = Stretch { first, len: piece.len, element: piece.start, grad: Some(first) };
-            run.tiles.extend(Tile::cover(stretch, record_of[piece.tensor], width));
-            if let Some(sums) = parts.sums {
-                let part = sums.starts[piece.tensor];
-                run.slices.extend(Slice::cover(piece, first, record_of[piece.tensor], part));
-            }
+    /// The bytes of so many elements, up to a whole word.
+    pub(crate) const fn bytes(&self, elements: usize) -> u64 {
+        (elements as u64 * self.size()).next_multiple_of(4)
+    }
+}
+
+/// A run of elements, and of their gradient.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) tensor: usize,
+    /// The first element, within the tensor.
+    pub(crate) element: usize,
+    pub(crate) len: usize,
+    /// The first element, within the page of state.
+    pub(crate) state: usize,
+    /// The first element of the gradient, from its place on; `None` for none.
+    pub(crate) grad: Option<usize>,
+    /// The elements of the gradient that are bound from its place on.
+    pub(crate) grads: usize,
+}
+
+/// A kind, a page of its state, how lanes get at numbers, and whether it is the second of two runs that share words.
+type Group = (usize, usize, Access, bool);
+
+/// Elements that one dispatch can update: of one page, with their parameters in one binding and their gradients in another.
+#[derive(Debug)]
+struct Run<'a> {
+    group: Group,
+    /// The format of the gradients.
+    grad: Format,
+    /// Of the parameters, and of the gradients.
+    sides: [Bounds<'a>; 2],
+    stretches: Vec<Stretch>,
+}
+
+/// A part of a buffer.
+#[derive(Debug, Clone, Copy)]
+struct Bounds<'a> {
+    buffer: &'a wgpu::Buffer,
+    start: u64,
+    end: u64,
+    /// The bytes of an element.
+    size: u64,
+}
+
+impl<'a> Bounds<'a> {
+    /// From a place on, or from before it, where a binding may begin.
+    fn new(parts: &Parts<'_>, place: Place<'a>, elements: usize) -> Self {
+        let alignment = u64::from(parts.context.limits.min_storage_buffer_offset_alignment);
+        let start = place.offset / alignment * alignment;
+        // Never empty, which could not be bound.
+        let end = (place.offset + elements as u64 * place.size()).next_multiple_of(4);
+        let end = end.max(start + 16).min(place.buffer.size() / 4 * 4);
+        Self { buffer: place.buffer, start, end, size: place.size() }
+    }
+
+    /// With another part, if a binding can hold both.
+    fn joined(self, other: Self, most: u64) -> Option<Self> {
+        let (start, end) = (self.start.min(other.start), self.end.max(other.end));
+        (end - start <= most).then_some(Self { start, end, ..self })
+    }
+
+    fn binding(&self) -> Binding<'a> {
+        (self.buffer, self.start, self.end - self.start)
+    }
+
+    /// The first element, within the buffer.
+    const fn first(&self) -> u64 {
+        self.start / self.size
+    }
+}
+
+/// The runs of a step.
+#[derive(Debug, Default)]
+pub(crate) struct Runs<'a> {
+    list: Vec<Run<'a>>,
+    /// The latest of each sort.
+    latest: HashMap<(Group, [(&'a wgpu::Buffer, Format); 2]), usize>,
+}
+
+impl<'a> Runs<'a> {
+    /// Adds elements to the latest run of their sort, or begins another where that has no room. They begin at these places.
+    pub(crate) fn add(&mut self, parts: &Parts<'a>, group: Group, [param, grad]: [Place<'a>; 2], extent: Extent) {
+        let padded = |elements: usize| match group.2 {
+            Access::Whole => elements.next_multiple_of(4),
+            Access::Each => elements,
+        };
+        let sides = [Bounds::new(parts, param, padded(extent.len)), Bounds::new(parts, grad, padded(extent.grads))];
+        let stretch = Stretch {
+            tensor: extent.tensor,
+            element: extent.element,
+            len: extent.len,
+            state: extent.state,
+            param: param.offset / param.size(),
+            grad: extent.grad.map(|first| grad.offset / grad.size() + first as u64),
+        };
+        let most = bytes(parts.context.window.max(parts.kinds[group.0].layout.window));
+        let key = (group, [param, grad].map(|place| (place.buffer, place.format)));
+        if let Some(run) = self.latest.get(&key).map(|&latest| &mut self.list[latest])
+            && let [Some(params), Some(grads)] = [0, 1].map(|side| run.sides[side].joined(sides[side], most))
+        {
+            run.sides = [params, grads];
+            run.stretches.push(stretch);
+            return;
         }
-        runs
+        self.latest.insert(key, self.list.len());
+        self.list.push(Run { group, grad: grad.format, sides, stretches: vec![stretch] });
     }
 
-    fn continues_with(&self, width: Width, piece: Piece, sides: [(&wgpu::Buffer, u64); 2]) -> bool {
-        let fits = |(own, other): (&(&wgpu::Buffer, u64), (&wgpu::Buffer, u64))| {
-            own.0 == other.0 && own.1 + bytes(piece.offset - self.first.offset) == other.1
-        };
-        width == self.width && piece.page == self.first.page && self.sides.iter().zip(sides).all(fits)
-    }
-
-    /// The update of each run.
-    pub(crate) fn updates(runs: &[Self], parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<Vec<Dispatch>> {
-        let tiles: Vec<_> = runs.iter().map(|run| &*run.tiles).collect();
-        let tables = parts.tables("tiles", &tiles)?;
-        let update = |(run, tiles): (&Self, &Table)| {
-            run.dispatch(parts, Stage::Update(run.width), tiles, None, run.tiles.len(), pairs)
-        };
-        runs.iter().zip(&tables).map(update).collect()
-    }
-
-    /// The sums of its slices.
-    fn measure(
+    /// A kernel over each run, a workgroup for each tile: of its kind's program, or of another that leaves the state alone.
+    pub(crate) fn dispatches(
         &self,
         parts: &Parts<'_>,
-        slices: &Table,
-        sums: &PartialSums,
-        pairs: &[Pair<&GpuBuffer>],
-    ) -> Result<Dispatch> {
-        self.dispatch(parts, Stage::Measure(self.width), slices, Some(sums.binding()), self.slices.len(), pairs)
+        program: Option<&Arc<Program>>,
+        stage: impl Fn(Format, Access) -> Stage,
+        record_of: &[u32],
+    ) -> Result<Vec<Dispatch>> {
+        let tiles = |run: &Run<'_>| -> Vec<_> {
+            let bounds = [run.sides[0].first(), run.sides[1].first()];
+            let tiles =
+                |stretch: &Stretch| stretch.tiles(parts.common(stretch.tensor, record_of[stretch.tensor]), bounds);
+            run.stretches.iter().flat_map(tiles).collect()
+        };
+        let tiles: Vec<Vec<_>> = self.list.iter().map(tiles).collect();
+        // Listed rows that are narrow have more tiles than a table holds.
+        let most = 4 * parts.table() / size_of::<crate::layout::Tile>();
+        let chunks: Vec<_> =
+            self.list.iter().zip(&tiles).flat_map(|(run, tiles)| tiles.chunks(most).map(move |c| (run, c))).collect();
+        let lists: Vec<_> = chunks.iter().map(|(_, tiles)| *tiles).collect();
+        let tables = parts.tables("tiles", &lists)?;
+        let dispatch = |((run, tiles), table): (&(&Run<'_>, &[_]), &Table)| {
+            run.dispatch(parts, program, stage(run.grad, run.group.2), table, tiles.len(), None)
+        };
+        chunks.iter().zip(&tables).map(dispatch).collect()
     }
 
+    /// The sums of slices.
+    fn measures(&self, parts: &Parts<'_>, sums: &PartialSums, record_of: &[u32]) -> Result<Vec<Dispatch>> {
+        let slices = |run: &Run<'_>| -> Vec<_> {
+            let bounds = [run.sides[0].first(), run.sides[1].first()];
+            let slices = |stretch: &Stretch| {
+                let part = sums.starts[parts.kind_of[stretch.tensor].1];
+                stretch.slices(record_of[stretch.tensor], part, bounds)
+            };
+            run.stretches.iter().flat_map(slices).collect()
+        };
+        let slices: Vec<Vec<_>> = self.list.iter().map(slices).collect();
+        let lists: Vec<_> = slices.iter().map(Vec::as_slice).collect();
+        let tables = parts.tables("slices", &lists)?;
+        let dispatch = |((run, slices), table): ((&Run<'_>, &Vec<_>), &Table)| {
+            let stage = Stage::Measure(run.grad, run.group.2);
+            run.dispatch(parts, None, stage, table, slices.len(), Some(sums.binding()))
+        };
+        self.list.iter().zip(&slices).zip(&tables).map(dispatch).collect()
+    }
+}
+
+impl Run<'_> {
     /// The kernel of a stage over this memory: a workgroup for each entry of the table.
     fn dispatch(
         &self,
         parts: &Parts<'_>,
+        program: Option<&Arc<Program>>,
         stage: Stage,
         table: &Table,
-        last: Option<Binding<'_>>,
         entries: usize,
-        pairs: &[Pair<&GpuBuffer>],
+        last: Option<Binding<'_>>,
     ) -> Result<Dispatch> {
-        let kernel = parts.context.kernel(parts.program, stage)?;
-        let [params, grads] = self.sides;
-        let size = bytes(self.elements);
-        let mut bindings =
-            vec![parts.records(), table.binding(), (params.0, params.1, size), (grads.0, grads.1, bytes(self.grads))];
-        let offset = bytes(self.first.offset);
-        let slots = &parts.slots[..parts.program.slots(stage)];
-        bindings.extend(slots.iter().map(|pages| (&pages[self.first.page], offset, size)));
+        let (kind, page, ..) = self.group;
+        let owner = &parts.kinds[kind];
+        let kernel = parts.context.kernel(program.unwrap_or(&owner.program), stage)?;
+        let [state, starts] = owner.page(page);
+        let [params, grads] = self.sides.map(|side| side.binding());
+        let mut bindings = vec![parts.records(), table.binding(), params, grads, state, starts];
         bindings.extend(last);
-        let bindings = parts.context.bind(&kernel.bindings, &bindings);
-        let bindings = bindings.map_err(|error| parts.find_stranger(self.first.tensor, pairs).unwrap_or(error))?;
-        Ok(Dispatch {
-            pipeline: kernel.pipeline,
-            bindings,
-            grid: grid(entries),
-            records: true,
-            page: Some(self.first.page),
-        })
+        if let Stage::Work(Work::Load, ..) = stage {
+            for own in [Own::ScratchParams, Own::ScratchGrads] {
+                let buffer = &owner.own(own)[page];
+                bindings.push((buffer, 0, buffer.size()));
+            }
+        }
+        let tensor = self.stretches.first().map_or(0, |stretch| stretch.tensor);
+        let bindings = parts.bind(&kernel, tensor, &bindings)?;
+        let (pipeline, grid) = (kernel.pipeline, grid(entries));
+        let page = program.is_none().then_some((kind, page));
+        Ok(Dispatch { pipeline, bindings, grid, records: true, page })
     }
 }
 
 impl<'a> Side<&'a GpuBuffer> {
-    /// The buffer and the byte at which a piece begins; on the host's side in these pages.
-    pub(crate) fn place(&self, staged: &'a [wgpu::Buffer], piece: Piece) -> (&'a wgpu::Buffer, u64) {
+    /// Where a piece begins.
+    pub(crate) fn place(&self, parts: &Parts<'a>, kind: &'a Kind, piece: Piece) -> Place<'a> {
+        let format = self.format(kind);
+        let size = format.bits() / 8;
         match *self {
-            Self::Device(memory) => (&memory.buffer, memory.offset + bytes(piece.start)),
-            Self::Absent | Self::Host => (&staged[piece.page], bytes(piece.offset)),
+            Self::Device(memory) => {
+                Place { buffer: &memory.buffer, offset: memory.offset + (piece.start * size) as u64, format }
+            }
+            Self::Own(own) => {
+                Place { buffer: &kind.own(own)[piece.page], offset: (piece.offset * size) as u64, format }
+            }
+            Self::Absent => Place { buffer: parts.nothing, offset: 0, format },
+        }
+    }
+
+    /// How the elements are kept.
+    pub(crate) fn format(&self, kind: &Kind) -> Format {
+        match self {
+            Self::Device(memory) => kind::format(memory.dtype),
+            Self::Own(own) => kind::format(kind.dtype(*own)),
+            Self::Absent => Format::F32,
         }
     }
 }
 
 impl Parts<'_> {
-    pub(crate) fn records(&self) -> Binding<'_> {
-        (self.records.0, 0, self.records.1)
+    /// What the tiles of a tensor share.
+    fn common(&self, tensor: usize, record: u32) -> Common {
+        let (kind, member) = self.kind_of[tensor];
+        let Tensor { key, .. } = self.tensors[tensor];
+        let width = word(self.tensors[tensor].rows().1);
+        Common { record, key, row: self.kinds[kind].rows[member], width }
     }
 
-    /// A buffer that wgpu refuses is another device's: finds out which of a tensor's it is, to name it.
-    pub(crate) fn find_stranger(&self, tensor: usize, pairs: &[Pair<&GpuBuffer>]) -> Option<Error> {
-        let sides = [(PARAMETER, &pairs[tensor].param), (GRADIENT, &pairs[tensor].grad)];
-        let memory = sides.into_iter().filter_map(|(what, side)| Some((what, side.device()?)));
-        let refuse = |(what, memory): (_, &GpuBuffer)| {
-            self.context.refuse_strangers(what, &self.names[tensor], &memory.buffer).err()
-        };
-        memory.map(refuse).find_map(|error| error)
+    /// Binds what a kernel works on; the third and the fourth are a tensor's parameter and gradient. A buffer that wgpu refuses is
+    /// another device's, and is named.
+    pub(crate) fn bind(&self, kernel: &Kernel, tensor: usize, bindings: &[Binding<'_>]) -> Result<wgpu::BindGroup> {
+        self.context.bind(&kernel.bindings, bindings).map_err(|error| {
+            let name = self.tensors[tensor].parameter.name();
+            let refuse = |(what, nth): (_, usize)| self.context.refuse_strangers(what, name, bindings[nth].0).err();
+            [(PARAMETER, 2), (GRADIENT, 3)].into_iter().find_map(refuse).unwrap_or(error)
+        })
+    }
+
+    pub(crate) fn records(&self) -> Binding<'_> {
+        (self.records.0, 0, self.records.1)
     }
 
     /// The words that one buffer of tables may have.
     pub(crate) fn table(&self) -> usize {
         let most = usize::try_from(self.context.binding / 4).unwrap_or(TABLE);
-        self.layout.window.max(TABLE.min(most))
+        let windows = self.kinds.iter().map(|kind| kind.layout.window);
+        windows.fold(self.context.window, usize::max).max(TABLE.min(most))
     }
 
     /// Tables on the device, in few buffers. None of them is empty, or longer than a window.

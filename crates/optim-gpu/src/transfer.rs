@@ -8,19 +8,17 @@ use std::sync::mpsc;
 use optim_core::Result;
 
 use crate::device::Context;
-use crate::layout::bytes;
 
-/// The most elements that are staged at once: 16 MiB.
-const CHUNK: usize = 1 << 22;
+/// The most bytes that are staged at once.
+const CHUNK: usize = 1 << 24;
 
-/// Elements in a buffer.
+/// A part of a buffer, in bytes: both are multiples of four.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Region<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
-    /// In bytes.
     pub(crate) offset: u64,
-    /// The elements that are copied, padding included. What follows the values of an upload becomes zero.
-    pub(crate) span: usize,
+    /// What is copied, padding included. What follows the values of an upload becomes zero.
+    pub(crate) size: usize,
 }
 
 /// One copy between a staging buffer and a region.
@@ -35,51 +33,51 @@ struct Copy<'a> {
 #[derive(Default)]
 struct Batch<'a> {
     copies: Vec<Copy<'a>>,
-    /// For each part its item, the first of the item's elements in it, its elements, its first element in the staging buffer.
+    /// For each part its item, the first of the item's bytes in it, its bytes, its first byte in the staging buffer.
     parts: Vec<(usize, usize, usize, usize)>,
-    elements: usize,
+    size: usize,
 }
 
 fn batches<'a>(regions: impl Iterator<Item = Region<'a>>, chunk: usize) -> Vec<Batch<'a>> {
     let mut batches: Vec<Batch<'a>> = Vec::new();
     for (item, region) in regions.enumerate() {
         let mut done = 0;
-        while done < region.span {
-            if batches.last().is_none_or(|batch| batch.elements == chunk) {
+        while done < region.size {
+            if batches.last().is_none_or(|batch| batch.size == chunk) {
                 batches.push(Batch::default());
             }
             let Some(batch) = batches.last_mut() else { break };
-            let elements = (region.span - done).min(chunk - batch.elements);
-            let (offset, staged, size) = (region.offset + bytes(done), bytes(batch.elements), bytes(elements));
+            let part = (region.size - done).min(chunk - batch.size);
+            let (offset, staged, size) = (region.offset + done as u64, batch.size as u64, part as u64);
             match batch.copies.last_mut() {
                 Some(last) if last.buffer == region.buffer && last.offset + last.size == offset => last.size += size,
                 _ => batch.copies.push(Copy { buffer: region.buffer, offset, staged, size }),
             }
-            batch.parts.push((item, done, elements, batch.elements));
-            batch.elements += elements;
-            done += elements;
+            batch.parts.push((item, done, part, batch.size));
+            batch.size += part;
+            done += part;
         }
     }
     batches
 }
 
 impl Context {
-    /// The elements that are staged at once.
+    /// The bytes that are staged at once.
     fn chunk(&self) -> usize {
-        usize::try_from(self.limits.max_buffer_size / 4).map_or(CHUNK, |most| most.min(CHUNK))
+        usize::try_from(self.limits.max_buffer_size / 4 * 4).map_or(CHUNK, |most| most.min(CHUNK))
     }
 
     /// Encodes the copies of host values into regions. If there is much to copy, all but the last part is submitted at once.
-    pub(crate) fn upload(&self, encoder: &mut wgpu::CommandEncoder, uploads: &[(Region<'_>, &[f32])]) -> Result<()> {
+    pub(crate) fn upload(&self, encoder: &mut wgpu::CommandEncoder, uploads: &[(Region<'_>, &[u8])]) -> Result<()> {
         for (index, batch) in batches(uploads.iter().map(|(region, _)| *region), self.chunk()).into_iter().enumerate() {
             if index > 0 {
                 self.submit(std::mem::replace(encoder, self.encoder()?))?;
             }
-            let staging = self.staging(batch.elements, |staging| {
-                for &(item, start, elements, at) in &batch.parts {
+            let staging = self.staging(batch.size, |staging| {
+                for &(item, start, size, at) in &batch.parts {
                     let values = uploads[item].1;
-                    let values = &values[start.min(values.len())..values.len().min(start + elements)];
-                    staging.slice(4 * at..4 * (at + values.len())).copy_from_slice(bytemuck::cast_slice(values));
+                    let values = &values[start.min(values.len())..values.len().min(start + size)];
+                    staging.slice(at..at + values.len()).copy_from_slice(values);
                 }
             })?;
             for Copy { buffer, offset, staged, size } in batch.copies {
@@ -89,23 +87,26 @@ impl Context {
         Ok(())
     }
 
-    /// Encodes the filling of a region with one value.
-    pub(crate) fn fill(&self, encoder: &mut wgpu::CommandEncoder, region: Region<'_>, value: f32) -> Result<()> {
-        let elements = region.span.min(self.chunk());
-        let staging = self.staging(elements, |staging| {
-            staging.copy_from_slice(bytemuck::cast_slice(&vec![value; elements]));
+    /// Encodes the filling of a region with one word.
+    pub(crate) fn fill(&self, encoder: &mut wgpu::CommandEncoder, region: Region<'_>, word: u32) -> Result<()> {
+        let size = region.size.min(self.chunk());
+        if size == 0 {
+            return Ok(());
+        }
+        let staging = self.staging(size, |staging| {
+            staging.copy_from_slice(bytemuck::cast_slice(&vec![word; size / 4]));
         })?;
-        for done in (0..region.span).step_by(elements.max(1)) {
-            let size = bytes(elements.min(region.span - done));
-            encoder.copy_buffer_to_buffer(&staging, 0, region.buffer, region.offset + bytes(done), size);
+        for done in (0..region.size).step_by(size) {
+            let size = size.min(region.size - done) as u64;
+            encoder.copy_buffer_to_buffer(&staging, 0, region.buffer, region.offset + done as u64, size);
         }
         Ok(())
     }
 
     /// A buffer to copy from: zero but for what `write` puts there.
-    fn staging(&self, elements: usize, write: impl FnOnce(&mut wgpu::BufferViewMut)) -> Result<wgpu::Buffer> {
+    fn staging(&self, size: usize, write: impl FnOnce(&mut wgpu::BufferViewMut)) -> Result<wgpu::Buffer> {
         let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
-        let staging = self.create_buffer("staging, up", bytes(elements), usage, true)?;
+        let staging = self.create_buffer("staging, up", size as u64, usage, true)?;
         self.write_mapped(&staging, write)?;
         Ok(staging)
     }
@@ -123,7 +124,7 @@ impl Context {
         self.scoped(|| buffer.unmap())
     }
 
-    /// Submits what has been encoded, then reads regions: `read(item, first, bytes)` gets each item's elements from its
+    /// Submits what has been encoded, then reads regions: `read(item, first, bytes)` gets each item's bytes from its
     /// `first` on, in one or more parts. Waits for the device.
     pub(crate) fn download(
         &self,
@@ -135,7 +136,7 @@ impl Context {
         for batch in batches(regions.iter().copied(), self.chunk()) {
             let mut encoder = encoded.take().map_or_else(|| self.encoder(), Ok)?;
             let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-            let staging = self.create_buffer("staging, down", bytes(batch.elements), usage, false)?;
+            let staging = self.create_buffer("staging, down", batch.size as u64, usage, false)?;
             for Copy { buffer, offset, staged, size } in &batch.copies {
                 encoder.copy_buffer_to_buffer(buffer, *offset, &staging, *staged, *size);
             }
@@ -151,8 +152,8 @@ impl Context {
                 Err(_) => return Err(self.timed_out()),
             }
             let view = staging.get_mapped_range(..).map_err(|error| self.find_lost(error))?;
-            for (item, start, elements, at) in batch.parts {
-                read(item, start, &view[4 * at..4 * (at + elements)]);
+            for (item, start, size, at) in batch.parts {
+                read(item, start, &view[at..at + size]);
             }
             drop(view);
             staging.unmap();
@@ -160,24 +161,24 @@ impl Context {
         encoded.map_or(Ok(()), |encoder| self.submit(encoder).map(drop))
     }
 
-    /// Submits what has been encoded and reads regions into one vector, without the last region's padding beyond `len`.
-    pub(crate) fn read(&self, regions: &[Region<'_>], len: usize) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; len];
-        let starts = regions.iter().scan(0, |end, region| {
-            *end += region.span;
-            Some(*end - region.span)
-        });
-        let starts: Vec<usize> = starts.collect();
-        self.download(self.encoder()?, regions, |item, first, bytes| {
-            copy_bytes(bytes, &mut values[starts[item] + first..]);
-        })?;
-        Ok(values)
+    /// The bytes of regions, one after the other, as far as there is room. Waits for the device: everything that was submitted
+    /// before is seen.
+    pub(crate) fn read(&self, regions: &[Region<'_>], bytes: &mut [u8]) -> Result<()> {
+        let starts: Vec<usize> = regions
+            .iter()
+            .scan(0, |end, region| {
+                *end += region.size;
+                Some(*end - region.size)
+            })
+            .collect();
+        self.download(self.encoder()?, regions, |item, first, part| {
+            copy_bytes(part, &mut bytes[starts[item] + first..])
+        })
     }
 }
 
-/// Copies elements into a slice, as many as it has room for.
-pub(crate) fn copy_bytes(bytes: &[u8], into: &mut [f32]) {
-    let into = bytemuck::cast_slice_mut::<f32, u8>(into);
+/// Copies bytes into a slice, as many as it has room for.
+pub(crate) fn copy_bytes(bytes: &[u8], into: &mut [u8]) {
     let len = into.len().min(bytes.len());
     into[..len].copy_from_slice(&bytes[..len]);
 }

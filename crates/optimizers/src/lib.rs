@@ -19,7 +19,7 @@
 //!
 //! let mut optimizer = Momentum::new(0.1, 0.9)
 //!     .groups([
-//!         ParamGroup::new(conv).lr(0.01).weight_decay(0.01),
+//!         ParamGroup::new(conv).lr(0.01).weight_decay(0.01).grad_centralization(true),
 //!         ParamGroup::new(rest).lr(PolynomialDecay::new(0.1, 0.01, 4, 0.5)?),
 //!     ])
 //!     .build(Backend::Cpu)?; // or Backend::Gpu
@@ -50,10 +50,12 @@ pub use optim_checkpoint as checkpoint;
 /// [`Engine`](optim_core::Engine).
 pub use optim_core as core;
 pub use optim_core::{
-    AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
-    DeviceMemory, Error, Ftrl, Grad, Hyper, IntoBackend, Lamb, Lars, LazyAdam, Lion, LoadOptions, LoadReport, Momentum,
-    NAdam, Optimizer, Outcome, ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop,
-    Rule, Schedule, Sgd, State, StateMeta, StateSource, StepReport, Values, dynamic_lr, rule, schedule,
+    AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder,
+    Centralization, DType, DeviceMemory, DynamicLossScale, Ema, Error, Estimate, Explanation, FixedLossScale, Ftrl,
+    Grad, Gradients, Group, Hyper, IntoBackend, Lamb, Lars, LazyAdam, Lion, LoadOptions, LoadReport, LossScale, Master,
+    Momentum, NAdam, Optimizer, Outcome, ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result,
+    RmsProp, Rprop, Rule, Schedule, Select, Sgd, Skip, State, StateDType, StateMeta, StateSource, StepReport, Values,
+    dynamic_lr, rule, schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;

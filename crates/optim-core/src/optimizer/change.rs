@@ -1,6 +1,6 @@
 //! What can be changed between steps. Each change waits for steps that are pending.
 
-use crate::backend::{Plan, RowList, Tensor};
+use crate::backend::{Engine, Plan, RowList, Tensor};
 use crate::builder::validate_rule;
 use crate::group::Centralization;
 use crate::rule::Config;
@@ -9,7 +9,7 @@ use crate::{Error, Grad, Optimizer, ParamGroup, ParamMut, Rate, Result, Rule};
 
 use super::{Pace, find};
 
-/// The bytes that are copied at a time from an engine to another.
+/// The elements that are copied at a time from an engine to another.
 const CHUNK: usize = 1 << 20;
 
 impl Optimizer {
@@ -136,22 +136,17 @@ impl Optimizer {
         Ok(self.frozen[self.index(parameter)?])
     }
 
-    /// Adds a group of listed parameters, which come behind all others in a step. Their state begins anew; that of the others goes
-    /// on. All state is copied once.
+    /// Adds a group of listed parameters, which come behind all others in a step. It inherits what the optimizer was built with. Their
+    /// state begins anew, at the optimizer's step count; that of the others goes on. All state is copied once.
     ///
     /// # Errors
     /// As [`Builder::build`](crate::Builder::build); [`Error::State`] while gradients are accumulated or averages stand in the parameters.
     pub fn add_group(&mut self, group: ParamGroup) -> Result<()> {
         self.settle()?;
-        if self.total_weight > 0.0 || self.swapped {
-            let expected = "finish with accumulated gradients and swapped averages first";
-            return Err(Error::State { what: "adding a group", expected });
-        }
+        self.refuse_unfinished("adding a group")?;
         let index = self.groups.len();
-        // The builder checks and resolves it as the only group of an optimizer of this rule.
-        let mut builder = crate::Builder::new(self.rule.clone()).groups([group]);
-        builder.inherit(&self.settings, self.ema, self.seed);
-        let parts = builder.into_parts(index)?;
+        // The builder checks and resolves it as the only group of an optimizer like this one.
+        let parts = self.defaults.clone().groups([group]).into_parts(index)?;
         for Tensor { parameter, .. } in &parts.tensors {
             if self.index(parameter.name()).is_ok() {
                 return Err(Error::DuplicateParameter { name: parameter.name().into() });
@@ -161,20 +156,7 @@ impl Optimizer {
         let tensors: Vec<Tensor> = self.tensors.iter().cloned().chain(parts.tensors).collect();
         let rules: Vec<Rule> = self.groups.iter().chain(&parts.groups).map(|group| group.rule().clone()).collect();
         let mut engine = self.backend.engine(&Plan { rules: &rules, tensors: &tensors, groups: rules.len() })?;
-        let mut bytes = Vec::new();
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            for (part, element, len) in tensor.arrays(&self.slots_of(index)) {
-                // Whole blocks of 8-bit codes.
-                for first in (0..len).step_by(CHUNK) {
-                    bytes.resize(CHUNK.min(len - first) * element.size(), 0);
-                    self.engine.read(index, part, first, &mut bytes)?;
-                    engine.write(index, part, first, &bytes)?;
-                }
-            }
-        }
-        if self.settings.measures() {
-            engine.set_control(&self.engine.control()?)?;
-        }
+        self.copy_state(&mut *engine, None)?;
 
         self.engine = engine;
         self.parameters.extend(tensors[self.tensors.len()..].iter().map(|tensor| tensor.parameter.clone()));
@@ -257,7 +239,33 @@ impl Optimizer {
         Ok(())
     }
 
-    pub(super) fn refuse_swapped(&self, what: &'static str) -> Result<()> {
+    /// Copies all state to another engine, but for the arrays of one parameter.
+    pub(super) fn copy_state(&self, engine: &mut dyn Engine, but: Option<usize>) -> Result<()> {
+        let mut bytes = Vec::new();
+        for (index, tensor) in self.tensors.iter().enumerate().filter(|(index, _)| Some(*index) != but) {
+            for (part, element, len) in tensor.arrays(&self.slots_of(index)) {
+                for first in (0..len).step_by(CHUNK) {
+                    bytes.resize(CHUNK.min(len - first) * element.size(), 0);
+                    self.engine.read(index, part, first, &mut bytes)?;
+                    engine.write(index, part, first, &bytes)?;
+                }
+            }
+        }
+        if self.settings.measures() {
+            engine.set_control(&self.engine.control()?)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse_unfinished(&self, what: &'static str) -> Result<()> {
+        if self.total_weight > 0.0 || self.swapped {
+            let expected = "finish with accumulated gradients and swapped averages first";
+            return Err(Error::State { what, expected });
+        }
+        Ok(())
+    }
+
+    fn refuse_swapped(&self, what: &'static str) -> Result<()> {
         if self.swapped {
             return Err(Error::State { what, expected: "call `swap_ema_out` first" });
         }

@@ -48,7 +48,7 @@ impl Optimizer {
     /// of your own that is called `scales`.
     pub fn state(&mut self) -> Result<State<'_>> {
         self.settle()?;
-        self.refuse_busy("the state")?;
+        self.refuse_unfinished("the state")?;
         self.refuse_torn("the state")?;
         let guard = if self.settings.measures() {
             let Control { scale, current, last, bad, skipped, .. } = self.engine.control()?;
@@ -60,7 +60,7 @@ impl Optimizer {
             version: VERSION,
             library: concat!("optimizers ", env!("CARGO_PKG_VERSION")).into(),
             step: self.step,
-            seed: self.seed,
+            seed: self.defaults.seed,
             loss_scale: self.settings.loss_scale,
             guard,
             groups: self.groups.iter().zip(&self.paces).map(|(group, pace)| group_state(group, *pace)).collect(),
@@ -111,7 +111,7 @@ impl Optimizer {
     /// refuses steps until a load succeeds.
     pub fn load_state(&mut self, source: &mut dyn StateSource, options: &LoadOptions) -> Result<LoadReport> {
         self.settle()?;
-        self.refuse_busy("loading a state")?;
+        self.refuse_unfinished("loading a state")?;
         let Plan { work, control, paces, parameters, groups, loss_scale, step, report } =
             Planner::plan(self, source.meta(), source.arrays(), *options)?;
 
@@ -147,14 +147,6 @@ impl Optimizer {
     pub(super) fn refuse_torn(&self, what: &'static str) -> Result<()> {
         if self.torn {
             return Err(Error::State { what, expected: "load a state first: the last load failed half way" });
-        }
-        Ok(())
-    }
-
-    fn refuse_busy(&self, what: &'static str) -> Result<()> {
-        self.refuse_swapped(what)?;
-        if self.total_weight > 0.0 {
-            return Err(Error::State { what, expected: "finish with accumulated gradients first" });
         }
         Ok(())
     }
@@ -618,7 +610,7 @@ impl<'a> Planner<'a> {
         if self.options.hyper == Hyper::UseNew {
             return own;
         }
-        let (own_seed, seed) = (self.optimizer.seed, self.meta.seed);
+        let (own_seed, seed) = (self.optimizer.defaults.seed, self.meta.seed);
         if own_seed != seed {
             self.problems.push(format!("seed: {seed} in the state, {own_seed} in the optimizer, which cannot change"));
         }
@@ -714,7 +706,8 @@ fn keep(group: &mut Group, saved: &GroupState) -> Result<(), String> {
     Ok(())
 }
 
-fn element_of(format: SlotFormat) -> Element {
+/// The element type of a slot that is kept so.
+pub(super) fn element_of(format: SlotFormat) -> Element {
     match format {
         SlotFormat::F32 => Element::F32,
         SlotFormat::F16 => Element::F16,
@@ -741,7 +734,7 @@ const fn low_half(x: u32) -> u16 {
 }
 
 /// The numbers that are kept as these bytes, and scales if there are any.
-fn decode(from: SlotFormat, bytes: &[u8], scales: &[u8], values: &mut Vec<f32>) {
+pub(super) fn decode(from: SlotFormat, bytes: &[u8], scales: &[u8], values: &mut Vec<f32>) {
     values.clear();
     let single = |word: &[u8]| f32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
     let half = |word: &[u8]| u16::from_ne_bytes([word[0], word[1]]);

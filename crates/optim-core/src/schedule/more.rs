@@ -204,7 +204,7 @@ impl Schedule for CosineRestarts {
 /// raises an error.
 ///
 /// Traps: the first rate is not 0; the lowest is the start's part, not `max`'s. PyTorch cycles the momentum too, against
-/// the rate; this does not. Source: Smith and Topin 2018, arXiv 1708.07120.
+/// the rate: see [`momentum_at`](Self::momentum_at). Source: Smith and Topin 2018, arXiv 1708.07120.
 ///
 /// ```
 /// use optim_core::{Schedule, schedule::OneCycle};
@@ -263,28 +263,54 @@ impl OneCycle {
         self.final_div_factor = factor;
         Ok(self)
     }
+
+    /// The momentum, or `β₁`, that goes with the rate: from `max` down to `base` while the rate climbs, then back up. PyTorch's are
+    /// 0.95 and 0.85.
+    ///
+    /// ```
+    /// use optim_core::{ParamGroup, Parameter, Sgd, schedule::OneCycle};
+    /// # fn main() -> optim_core::Result<()> {
+    /// let cycle = OneCycle::new(0.5, 10)?;
+    /// assert_eq!([0, 2, 9].map(|i| cycle.momentum_at(i, 0.85, 0.95)), [0.95, 0.85, 0.95]);
+    /// let weights = [Parameter::new("weight", [3])];
+    /// let group = ParamGroup::new(&weights)
+    ///     .lr(cycle)
+    ///     .vary(move |sgd: &mut Sgd, update| sgd.momentum = cycle.momentum_at(update, 0.85, 0.95));
+    /// # let _ = group;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn momentum_at(&self, update: u64, base: f64, max: f64) -> f64 {
+        self.between(update, max, base, max)
+    }
+
+    /// From `first` to `peak` and on to `last`.
+    fn between(&self, update: u64, first: f64, peak: f64, last: f64) -> f64 {
+        let (i, end) = (update.min(self.total_steps - 1) as f64, (self.total_steps - 1) as f64);
+        // The peak lies between two indices, or, with few updates, before the first.
+        let top = self.pct_start * self.total_steps as f64 - 1.0;
+        if i < top {
+            cosine(first, peak, i / top)
+        } else if i == top {
+            peak
+        } else {
+            cosine(peak, last, (i - top) / (end - top))
+        }
+    }
 }
 
 impl Schedule for OneCycle {
     fn at(&self, update: u64) -> f64 {
         let first = self.max_lr / self.div_factor;
-        let (i, last) = (update.min(self.total_steps - 1) as f64, (self.total_steps - 1) as f64);
-        // The peak lies between two indices, or, with few updates, before the first.
-        let peak = self.pct_start * self.total_steps as f64 - 1.0;
-        if i < peak {
-            cosine(first, self.max_lr, i / peak)
-        } else if i == peak {
-            self.max_lr
-        } else {
-            cosine(self.max_lr, first / self.final_div_factor, (i - peak) / (last - peak))
-        }
+        self.between(update, first, self.max_lr, first / self.final_div_factor)
     }
 
     describe!();
 }
 
 /// Triangles (PyTorch `CyclicLR`, mode `triangular`): from `base` to `max` within `up` updates, back within `down`, and
-/// again. Trap: PyTorch cycles the momentum too, against the rate; this does not. Source: Smith 2017, arXiv 1506.01186.
+/// again. PyTorch cycles the momentum too, against the rate: see [`momentum_at`](Self::momentum_at). Source: Smith 2017, arXiv 1506.01186.
 ///
 /// ```
 /// use optim_core::{Schedule, schedule::Cyclic};
@@ -311,15 +337,25 @@ impl Cyclic {
         at_least_one(down, "Cyclic: down")?;
         Ok(Self { base_lr, max_lr, up, down })
     }
+
+    /// The momentum, or `β₁`, that goes with the rate: `max` where the rate is lowest, `base` where it is highest. PyTorch's are 0.9
+    /// and 0.8.
+    #[must_use]
+    pub fn momentum_at(&self, update: u64, base: f64, max: f64) -> f64 {
+        between(max, base, self.height(update))
+    }
+
+    /// 0 at the bottom of a triangle, 1 at its top.
+    fn height(&self, update: u64) -> f64 {
+        let cycle = self.up.saturating_add(self.down);
+        let i = update % cycle;
+        if i < self.up { i as f64 / self.up as f64 } else { (cycle - i) as f64 / (cycle - self.up) as f64 }
+    }
 }
 
 impl Schedule for Cyclic {
     fn at(&self, update: u64) -> f64 {
-        let cycle = self.up.saturating_add(self.down);
-        let i = update % cycle;
-        let height =
-            if i < self.up { i as f64 / self.up as f64 } else { (cycle - i) as f64 / (cycle - self.up) as f64 };
-        between(self.base_lr, self.max_lr, height)
+        between(self.base_lr, self.max_lr, self.height(update))
     }
 
     describe!();

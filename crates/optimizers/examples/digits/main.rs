@@ -8,8 +8,10 @@
 //! `--optimizer all` compares every rule. Its times are for 4,810 parameters, mostly the fixed cost of a step: they say
 //! nothing of the speed on networks that do not fit into a cache.
 
+mod chart;
 mod data;
 mod network;
+mod place;
 mod plot;
 mod random;
 mod rules;
@@ -20,16 +22,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use optimizers::schedule::{CosineDecay, WarmUp};
-use optimizers::{Backend, Optimizer, ParamGroup, Parameter, Rate, Schedule};
+use optimizers::{Grad, Optimizer, ParamGroup, ParamMut, Parameter, Rate, Schedule};
 
 use crate::data::{DIGITS, Digits, PIXELS};
-use crate::network::{Evaluation, HIDDEN, Network};
+use crate::network::{Evaluation, Network};
+use crate::place::Place;
 use crate::random::Random;
 use crate::rules::{Choice, Entry};
 
+const HIDDEN: usize = 64;
 const WEIGHT_DECAY: f64 = 1e-4;
 
 /// Trains a 64-64-10 network on handwritten digits.
@@ -50,14 +54,6 @@ struct Options {
     /// Draws loss, accuracy and rate over the steps into this SVG file.
     #[arg(long, value_name = "PATH")]
     plot: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Place {
-    Cpu,
-    Gpu,
-    /// The GPU if there is a hardware one, else the CPU.
-    Auto,
 }
 
 /// One training run: what the tables and the pictures are made of.
@@ -146,8 +142,8 @@ fn picture(options: &Options, draw: impl Fn(&Path) -> Result<(), Box<dyn Error>>
 fn train(entry: &'static Entry, options: &Options) -> Result<Run, Box<dyn Error>> {
     let mut random = Random::new(options.seed);
     let Digits { mut train, test } = Digits::load(&mut random)?;
-    let mut network = Network::random(&mut random);
-    let mut gradient = Network::zero();
+    let mut network = Network::random(&[PIXELS, HIDDEN, DIGITS], &mut random);
+    let mut gradient = network.zero();
 
     let updates = u64::from(options.epochs) * train.len().div_ceil(entry.batch) as u64;
     let mut optimizer = build(entry, updates, options.backend)?;
@@ -159,22 +155,11 @@ fn train(entry: &'static Entry, options: &Options) -> Result<Run, Box<dyn Error>
     for _ in 0..options.epochs {
         random.shuffle(&mut train);
         for batch in train.chunks(entry.batch) {
-            let loss = network.loss_and_gradient(batch, &mut gradient);
+            let loss = network.loss_and_gradient(batch, 1.0, &mut gradient);
+            let mut params: Vec<ParamMut<'_>> = network.tensors_mut().map(Into::into).collect();
+            let grads: Vec<Grad<'_>> = gradient.tensors().map(Into::into).collect();
             let start = Instant::now();
-            let report = optimizer.step(
-                &mut [
-                    (&mut network.hidden.weight).into(),
-                    (&mut network.output.weight).into(),
-                    (&mut network.hidden.bias).into(),
-                    (&mut network.output.bias).into(),
-                ],
-                &[
-                    (&gradient.hidden.weight).into(),
-                    (&gradient.output.weight).into(),
-                    (&gradient.hidden.bias).into(),
-                    (&gradient.output.bias).into(),
-                ],
-            )?;
+            let report = optimizer.step(&mut params, &grads)?;
             updating += start.elapsed();
             steps.push(Step { loss, rate: report.rates[0] });
             bar.inc(1);
@@ -192,7 +177,7 @@ fn train(entry: &'static Entry, options: &Options) -> Result<Run, Box<dyn Error>
         epochs,
         updating,
         parameters: optimizer.parameters().iter().map(Parameter::len).sum(),
-        state_bytes: state_bytes(&optimizer),
+        state_bytes: optimizer.memory().bytes(),
         weights_hash: network.hash(),
     })
 }
@@ -211,23 +196,9 @@ fn build(entry: &Entry, updates: u64, place: Place) -> optimizers::Result<Optimi
     let weights =
         [Parameter::new("hidden.weight", [HIDDEN, PIXELS]), Parameter::new("output.weight", [DIGITS, HIDDEN])];
     let biases = [Parameter::new("hidden.bias", [HIDDEN]), Parameter::new("output.bias", [DIGITS])];
-    let backend = match place {
-        Place::Cpu => Backend::Cpu,
-        Place::Gpu => Backend::Gpu,
-        Place::Auto => Backend::auto(),
-    };
     (entry.with_rate)(rate)
         .groups([ParamGroup::new(weights).weight_decay(WEIGHT_DECAY), ParamGroup::new(biases).weight_decay(0.0)])
-        .build(backend)
-}
-
-/// What the optimizer keeps between steps.
-fn state_bytes(optimizer: &Optimizer) -> usize {
-    let slots = optimizer.rule().spec().slots();
-    let bytes = |parameter: &Parameter| {
-        slots.iter().map(|slot| slot.shape.len(parameter.shape()) * slot.dtype.size()).sum::<usize>()
-    };
-    optimizer.parameters().iter().map(bytes).sum()
+        .build(place.backend())
 }
 
 /// A bar on standard error; hidden if that is no terminal.

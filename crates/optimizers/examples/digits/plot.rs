@@ -3,11 +3,10 @@
 use std::error::Error;
 use std::path::Path;
 
-use plotters::chart::SeriesLabelPosition::{self, LowerRight, UpperRight};
-use plotters::coord::Shift;
-use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::chart::SeriesLabelPosition::{LowerRight, UpperRight};
 use plotters::prelude::*;
 
+use crate::chart::{Area, FONT, Line, bounds, chart, save};
 use crate::network::Evaluation;
 use crate::{Epoch, Run};
 
@@ -17,18 +16,9 @@ const PANEL: (u32, u32) = (260, 220);
 const COLUMNS: usize = 6;
 /// The lowest accuracy in those charts: what is below is drawn on the edge.
 const LOWEST: f64 = 0.8;
-const FONT: &str = "sans-serif";
 const TRAIN: RGBColor = RGBColor(31, 119, 180);
 const TEST: RGBColor = RGBColor(214, 96, 20);
 const FAINT: RGBColor = RGBColor(190, 205, 220);
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-
-struct Line {
-    label: &'static str,
-    color: RGBColor,
-    points: Vec<(f64, f64)>,
-}
 
 /// Draws a run into an SVG file.
 pub(crate) fn draw(run: &Run, path: &Path) -> Result<(), Box<dyn Error>> {
@@ -41,16 +31,6 @@ pub(crate) fn compare(runs: &[Run], path: &Path) -> Result<(), Box<dyn Error>> {
     let rows = (runs.len() + 1).div_ceil(COLUMNS);
     let size = (PANEL.0 * u32::try_from(COLUMNS)?, PANEL.1 * u32::try_from(rows)? + 40);
     save(path, size, |area| draw_panels(runs, rows, area))
-}
-
-fn save(
-    path: &Path,
-    size: (u32, u32),
-    draw: impl Fn(&Area<'_>) -> Result<(), Box<dyn Error>>,
-) -> Result<(), Box<dyn Error>> {
-    let mut svg = String::new();
-    draw(&SVGBackend::with_string(&mut svg, size).into_drawing_area())?;
-    std::fs::write(path, svg).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
 fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
@@ -69,7 +49,7 @@ fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
     ];
     let (low, high) = bounds(&losses);
     let range = (low.max(1e-6)..high.max(1e-5)).log_scale();
-    chart(&charts[0], "loss (cross-entropy)", range, UpperRight, &losses)?;
+    chart(&charts[0], ["step", "loss (cross-entropy)"], range, UpperRight, &losses)?;
 
     let accuracies = [
         Line {
@@ -80,11 +60,11 @@ fn draw_charts(run: &Run, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
         Line { label: "test", color: TEST, points: epochs.map(|(x, epoch)| (x, epoch.test.accuracy)).collect() },
     ];
     let (low, _) = bounds(&accuracies);
-    chart(&charts[1], "accuracy", (low - 0.02).max(0.0)..1.005, LowerRight, &accuracies)?;
+    chart(&charts[1], ["step", "accuracy"], (low - 0.02).max(0.0)..1.005, LowerRight, &accuracies)?;
 
     let rates = [Line { label: "rate", color: TRAIN, points: steps.map(|(x, step)| (x, step.rate)).collect() }];
     let (_, high) = bounds(&rates);
-    chart(&charts[2], "learning rate", 0.0..high * 1.05, UpperRight, &rates)?;
+    chart(&charts[2], ["step", "learning rate"], 0.0..high * 1.05, UpperRight, &rates)?;
     area.present()?;
     Ok(())
 }
@@ -134,53 +114,4 @@ fn draw_panels(runs: &[Run], rows: usize, area: &Area<'_>) -> Result<(), Box<dyn
 fn accuracies(run: &Run, part: fn(&Epoch) -> &Evaluation) -> Vec<(f64, f64)> {
     let epochs = run.epochs.iter().zip(1_u32..);
     epochs.map(|(epoch, index)| (f64::from(index), part(epoch).accuracy.max(LOWEST))).collect()
-}
-
-/// One chart over the steps, with a legend.
-fn chart<Y>(
-    area: &Area<'_>,
-    title: &str,
-    range: impl AsRangedCoord<CoordDescType = Y, Value = f64>,
-    legend: SeriesLabelPosition,
-    lines: &[Line],
-) -> Result<(), Box<dyn Error>>
-where
-    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
-{
-    let last = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(1.0, f64::max);
-    let mut chart = ChartBuilder::on(area)
-        .margin(10)
-        .x_label_area_size(40)
-        .y_label_area_size(70)
-        .build_cartesian_2d(0.0..last, range)?;
-    chart
-        .configure_mesh()
-        .x_desc("step")
-        .y_desc(title)
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .label_style((FONT, 14))
-        .axis_desc_style((FONT, 16))
-        .light_line_style(TRANSPARENT)
-        .draw()?;
-    for Line { label, color, points } in lines {
-        chart
-            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?
-            .label(*label)
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
-    }
-    chart
-        .configure_series_labels()
-        .position(legend)
-        .margin(15)
-        .label_font((FONT, 14))
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
-    Ok(())
-}
-
-/// The lowest and the highest value.
-fn bounds(lines: &[Line]) -> (f64, f64) {
-    let values = lines.iter().flat_map(|line| &line.points).map(|point| point.1);
-    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
 }
