@@ -25,7 +25,7 @@ ROOT = HERE.parents[2]
 SCRIPT = ROOT / "crates/optimizers/examples/torch_state.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from torch_state import from_file, to_file  # noqa: E402: it is beside the other examples
+from torch_state import RULES, from_file, to_file  # noqa: E402: it is beside the other examples
 
 STEPS, HALF = 20, 10
 SEED = 20240607
@@ -186,6 +186,14 @@ def check_refusals(data):
             refuses(f"{key} of fc.weight is", to_file, path, rule, state, params)
         assert not path.exists()
 
+        # A parameter that never had a gradient, of a rule that corrects a bias by the count, and of one that does not count.
+        for case, expected in [("adam", {"step": HALF, "exp_avg": 0.0, "exp_avg_sq": 0.0}), ("sgd_nesterov", None)]:
+            rule, state, params = trained(case)
+            del state["state"][4]
+            to_file(path, rule, state, params, HALF)
+            late = from_file(path, list(params))["state"].get(4)
+            assert (late and {key: value.max().item() for key, value in late.items()}) == expected, late
+
         names = Run("adamw_groups", start(data)).names
         export = HERE / "adamw_groups.torch.safetensors"
         refuses("the file has the parameters", from_file, export, names[1:])
@@ -195,11 +203,22 @@ def check_refusals(data):
         refuses("no counterpart of lion", from_file, described("adam", group(rule="lion")))
         refuses("no counterpart of adam", from_file, described("adam", group(config=None)))
         refuses("is a schedule", from_file, described("adam", group(lr={"kind": "constant", "lr": 0.1}, previous_lr=None)))
+        lr = from_file(described("adam", group(lr={"kind": "constant", "lr": 0.1}, previous_lr=0.3)))["param_groups"][0]["lr"]
+        assert lr == 0.3, lr
         refuses("only f32 parameters", from_file, described("adam", lambda all: all["parameters"][0].update(dtype="bf16")))
         refuses("state.fc.weight.vhat is missing", from_file, described("adam", config(use_amsgrad=True)))
 
 
+def check_documentation():
+    """The table in the documentation of optim-checkpoint is the script's."""
+    lines = (ROOT / "crates/optim-checkpoint/src/lib.rs").read_text().splitlines()
+    table = [line.split(" | ") for line in lines if line.startswith("//! | `") and " → " in line]
+    documented = {first.split("`")[1]: slots.removesuffix(" |") for _, first, _, slots in table}
+    assert documented == {name: ", ".join(f"`{theirs}` → `{ours}`" for ours, theirs, _ in rule.slots) for name, rule in RULES.items()}
+
+
 def main():
+    check_documentation()
     data = inputs()
     expected = {}
     for case in CASES:
