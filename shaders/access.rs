@@ -198,7 +198,7 @@ pub(crate) const fn element(lanes: usize) -> &'static str {
 
 impl Array<'_> {
     /// `fn bits_NAME(at: u32, on: vec4<bool>) -> vec4<u32>`: the bits of the numbers from the `at`-th on.
-    fn reader(&self, text: &mut String) {
+    pub(crate) fn reader(&self, text: &mut String) {
         let Self { name, buffer, lanes, base, bits, access } = *self;
         let _ = writeln!(text, "fn bits_{name}(at: u32, on: vec4<bool>) -> vec4<u32> {{");
         match (bits, access) {
@@ -305,7 +305,7 @@ impl Array<'_> {
 }
 
 /// A vector of an expression for each component.
-fn four(of: impl Fn(&str) -> String, ty: &str) -> String {
+pub(crate) fn four(of: impl Fn(&str) -> String, ty: &str) -> String {
     let [x, y, z, w] = COMPONENTS.map(of);
     format!("vec4<{ty}>({x}, {y}, {z}, {w})")
 }

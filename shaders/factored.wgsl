@@ -12,7 +12,8 @@ struct Dims {
     record: u32,
     // 1 if the rule has a first moment
     momentum: u32,
-    pad: u32,
+    // 1 if the gradient has been shaped
+    shaped: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> records: array<Record>;
@@ -56,6 +57,9 @@ fn skipped() -> bool {
 }
 
 fn shaped(i: u32) -> f32 {
+    if (dims.shaped != 0u) {
+        return grads[i];
+    }
     return shape(records[dims.record].shaping, grads[i], params[i]);
 }
 

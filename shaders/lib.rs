@@ -1,15 +1,18 @@
 //! The update kernels of the [`optimizers`](https://docs.rs/optimizers) library as WGSL text. Strings only, no dependencies.
 //!
 //! A rule's file holds the arithmetic for one element and is valid WGSL by itself. [`compose`] writes around it what a GPU
-//! needs: bindings, the loads and stores of a lane, `main`. A storage format or another stage is a change there and touches
-//! no rule.
+//! needs: bindings, the loads and stores of a lane, `main`. How numbers are kept ([`Storage`]) is known there alone, and
+//! touches no rule.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
 
 mod access;
+mod guard;
 
 pub use access::{Access, Format, Master, SlotFormat, Storage};
+
+pub use guard::{GUARD, compose_decide, compose_guard_measure, compose_guard_totals};
 
 use access::{Accessors, COMPONENTS};
 
@@ -129,21 +132,25 @@ pub const BLOCK: u32 = 256;
 /// `entry(s: Step, p: ptr<function, f32>, g: f32, …)` with one further `ptr<function, f32>` for each slot. It can be
 /// one of [`RULES`] or a text of your own; it must not use the names of the prelude or of what is written here.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `tiles`, `params`, `grads`, `state`, `page` (uniform).
+/// The bindings of group 0, in order: `records` (dynamic offset), `tiles`, `params`, `grads`, `state`, `page` (uniform); with
+/// `rows`, what [`compose_units`] has made of each row, `units`.
 ///
 /// # Panics
 /// If there are more than [`MAX_SLOTS`] slots.
 #[must_use]
-pub fn compose(rule: &str, entry: &str, storage: &Storage, grad: Format, access: Access) -> String {
+pub fn compose(rule: &str, entry: &str, storage: &Storage, grad: Format, access: Access, rows: bool) -> String {
     let slots = storage.slots.len();
     assert!(slots <= MAX_SLOTS, "a kernel has at most {MAX_SLOTS} slots, not {slots}");
     let accessors = Accessors { storage, grad, access, write: true };
     let mut text = accessors.head(&format!("{PRELUDE}\n"), rule);
-    bindings(&mut text, &accessors, "read");
+    bindings(&mut text, &accessors, "Tile", "read");
+    if rows {
+        units(&mut text, 6, "tile");
+    }
     if storage.in_blocks() {
         text.push_str(LARGEST);
     }
-    main(&mut text, storage, entry);
+    main(&mut text, storage, entry, rows);
     text
 }
 
@@ -158,6 +165,8 @@ pub enum Work {
     SwapOut,
     /// Copies parameter and gradient as `f32` to two more bindings, `scratch_p` and `scratch_g`, at the place of the state.
     Load,
+    /// As [`Load`](Self::Load), with the gradient shaped by what one more binding holds, `units`.
+    Shape,
     /// Replaces the parameter by `grads`, as an update does.
     Store,
     /// Moves the average alone.
@@ -166,7 +175,8 @@ pub enum Work {
 
 impl Work {
     /// All.
-    pub const ALL: [Self; 6] = [Self::Seed, Self::SwapIn, Self::SwapOut, Self::Load, Self::Store, Self::Average];
+    pub const ALL: [Self; 7] =
+        [Self::Seed, Self::SwapIn, Self::SwapOut, Self::Load, Self::Shape, Self::Store, Self::Average];
 
     /// Whether it writes `grads`.
     #[must_use]
@@ -181,16 +191,19 @@ impl Work {
 pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access) -> String {
     let accessors = Accessors { storage, grad, access, write: true };
     let mut text = accessors.head(&format!("{PRELUDE}\n"), UNUSED_STEP);
-    bindings(&mut text, &accessors, if work.writes_grads() { "read_write" } else { "read" });
+    bindings(&mut text, &accessors, "Tile", if work.writes_grads() { "read_write" } else { "read" });
     if work.writes_grads() {
         accessors.write_grads(&mut text);
     }
-    if work == Work::Load {
+    if matches!(work, Work::Load | Work::Shape) {
         text.push_str(
             "@group(0) @binding(6) var<storage, read_write> scratch_p: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> scratch_g: array<vec4<f32>>;
 ",
         );
+    }
+    if work == Work::Shape {
+        units(&mut text, 8, "tile");
     }
     text.push_str(MAIN);
     if matches!(work, Work::Store | Work::Average) {
@@ -219,6 +232,13 @@ pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access)
         Work::Load => {
             line(&mut text, "    scratch_p[at.state / 4u] = load_p(at, on);");
             line(&mut text, "    scratch_g[at.state / 4u] = load_g(at, on);");
+        }
+        Work::Shape => {
+            line(&mut text, "    let p_4 = load_p(at, on);\n    var g_4 = load_g(at, on);");
+            for (nth, component) in COMPONENTS.into_iter().enumerate() {
+                shape(&mut text, nth, component, true);
+            }
+            line(&mut text, "    scratch_p[at.state / 4u] = p_4;\n    scratch_g[at.state / 4u] = g_4;");
         }
         Work::Store => {
             line(&mut text, "    let p_4 = load_g(at, on);\n    store_p(at, on, p_4);");
@@ -256,13 +276,16 @@ impl Norms<'_> {
 /// A whole kernel that sums the terms of slices: [`PRELUDE`], [`REDUCE`], the source, the bindings and `main`.
 ///
 /// The bindings of group 0, in order: `records` (dynamic offset), `slices`, `params`, `grads`, `state`, `page` (uniform),
-/// `parts`.
+/// `parts`; with `rows`, what [`compose_units`] has made of each row, `units`.
 #[must_use]
-pub fn compose_measure(norms: &Norms<'_>, storage: &Storage, grad: Format, access: Access) -> String {
+pub fn compose_measure(norms: &Norms<'_>, storage: &Storage, grad: Format, access: Access, rows: bool) -> String {
     let accessors = Accessors { storage, grad, access, write: false };
     let mut text = accessors.head(&format!("{PRELUDE}\n{REDUCE}\n"), &norms.source());
-    bindings(&mut text, &accessors, "read");
+    bindings(&mut text, &accessors, "Slice", "read");
     text.push_str("@group(0) @binding(6) var<storage, read_write> parts: array<vec3<f32>>;\n");
+    if rows {
+        units(&mut text, 7, "slice");
+    }
     let (skip, step, slots) = match norms {
         Norms::Rule(_) => ("", "record.step, ", storage.slots.len()),
         Norms::Trust => ("    if (record.trust.coefficient < 0.0) {\n        slice.count = 0u;\n    }\n", "", 0),
@@ -297,13 +320,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     for slot in 0..slots {
         line(&mut text, &format!("            let s{slot}_4 = load_s{slot}(at, on);"));
     }
-    for component in COMPONENTS {
+    for (nth, component) in COMPONENTS.into_iter().enumerate() {
+        let shaped = shaped(nth, component, "p", rows.then_some("slice"));
         let state: String = (0..slots).map(|slot| format!(", s{slot}_4.{component}")).collect();
         let _ = write!(
             text,
             "            if (on.{component}) {{
                 let p = p_4.{component};
-                let g = shape(record.shaping, g_4.{component}, p);
+                let g = {shaped};
                 sum_{component} = sum_{component} + terms({step}p, g{state});
             }}
 "
@@ -367,6 +391,21 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
     });
     text.push_str("    }\n}\n");
+    text
+}
+
+/// The kernel that makes of each row of a gradient the numbers that it is shaped with: the factor of adaptive clipping and the mean.
+/// A row may be cut where bindings end.
+///
+/// The bindings of group 0, in order: `records` (dynamic offset), `stretches`, `params`, `grads`, `state`, `page` (uniform),
+/// `units`, `carries`. Numbers are read one by one.
+#[must_use]
+pub fn compose_units(storage: &Storage, grad: Format) -> String {
+    let storage = Storage { slots: Vec::new(), ema: false, ..*storage };
+    let accessors = Accessors { storage: &storage, grad, access: Access::Each, write: false };
+    let mut text = accessors.head(&format!("{PRELUDE}\n"), UNUSED_STEP);
+    bindings(&mut text, &accessors, "Stretch", "read");
+    text.push_str(include_str!("units.wgsl"));
     text
 }
 
@@ -485,9 +524,8 @@ impl Accessors<'_> {
 }
 
 /// The bindings, and the functions to get at what is bound.
-fn bindings(text: &mut String, accessors: &Accessors<'_>, grads: &str) {
+fn bindings(text: &mut String, accessors: &Accessors<'_>, runs: &str, grads: &str) {
     let Accessors { storage, grad, access, write } = *accessors;
-    let tiles = if write { "Tile" } else { "Slice" };
     let written = if write { "read_write" } else { "read" };
     let params = access::element(access::lanes(storage.param, access));
     let grad = access::element(access::lanes(grad, access));
@@ -495,7 +533,7 @@ fn bindings(text: &mut String, accessors: &Accessors<'_>, grads: &str) {
     let _ = write!(
         text,
         "@group(0) @binding(0) var<storage, read> records: array<Record>;
-@group(0) @binding(1) var<storage, read> tiles: array<{tiles}>;
+@group(0) @binding(1) var<storage, read> tiles: array<{runs}>;
 @group(0) @binding(2) var<storage, {written}> params: array<{params}>;
 @group(0) @binding(3) var<storage, {grads}> grads: array<{grad}>;
 @group(0) @binding(4) var<storage, {written}> state: array<{state}>;
@@ -506,7 +544,21 @@ fn bindings(text: &mut String, accessors: &Accessors<'_>, grads: &str) {
     accessors.write(text);
 }
 
-fn main(text: &mut String, storage: &Storage, entry: &str) {
+/// The numbers of rows, and how a kernel that works on such runs finds the one of an element.
+fn units(text: &mut String, binding: usize, run: &str) {
+    let _ = write!(
+        text,
+        "@group(0) @binding({binding}) var<storage, read> units: array<vec2<f32>>;
+
+fn unit(run: {}, i: u32) -> vec2<f32> {{
+    return units[row_at(i, run.row, run.left, run.width)];
+}}
+",
+        if run == "tile" { "Tile" } else { "Slice" }
+    );
+}
+
+fn main(text: &mut String, storage: &Storage, entry: &str, rows: bool) {
     let slots = storage.slots.len();
     text.push_str(MAIN);
     text.push_str(RETURN_IF_SKIPPED);
@@ -519,8 +571,8 @@ fn main(text: &mut String, storage: &Storage, entry: &str) {
         line(text, &format!("    var {name}_4 = load_{name}(at, on);"));
     }
     line(text, "    var g_4 = vec4<f32>();\n    if (tile.grad != NO_GRAD) {\n        g_4 = load_g(at, on);");
-    for component in COMPONENTS {
-        line(text, &format!("        g_4.{component} = shape(record.shaping, g_4.{component}, p_4.{component});"));
+    for (nth, component) in COMPONENTS.into_iter().enumerate() {
+        shape(text, nth, component, rows);
     }
     line(text, "    }");
     // A pointer to a component does not exist in WGSL: each is taken out, updated and put back.
@@ -565,6 +617,28 @@ fn main(text: &mut String, storage: &Storage, entry: &str) {
     line(text, "    store_p(at, on, p_4);");
     average(text, storage);
     line(text, "}");
+}
+
+/// The shaped gradient of a lane's element, with the parameter `p`. `run` is what holds its row.
+fn shaped(nth: usize, component: &str, p: &str, run: Option<&str>) -> String {
+    match run {
+        None => format!("shape(record.shaping, g_4.{component}, {p})"),
+        Some(run) => {
+            let row = format!("unit({run}, i + {nth}u)");
+            format!("shape_in_row(record.shaping, record.stages.units, {row}, g_4.{component}, {p})")
+        }
+    }
+}
+
+/// Shapes the gradient of a lane's element. What lies beyond a row belongs to no other.
+fn shape(text: &mut String, nth: usize, component: &str, rows: bool) {
+    let shaped = shaped(nth, component, &format!("p_4.{component}"), rows.then_some("tile"));
+    let shape = format!("g_4.{component} = {shaped};");
+    if rows {
+        line(text, &format!("        if (on.{component}) {{\n            {shape}\n        }}"));
+    } else {
+        line(text, &format!("        {shape}"));
+    }
 }
 
 /// Moves the average towards the new parameter.

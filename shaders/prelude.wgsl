@@ -27,8 +27,9 @@ struct Tile {
     record: u32,
     // The key of the tensor's random bits.
     key: u32,
-    // The first of its tensor's rows among those of its kind, and the elements of a row.
+    // The row of the first element among those of its kind, the elements from there to the row's end, and those of a row.
     row: u32,
+    left: u32,
     width: u32,
 }
 
@@ -95,8 +96,8 @@ struct Stages {
     pad1: u32,
 }
 
-// g ← min(max(factor · g, −limit), limit) + weight_decay · p, each term only where it does something
-fn shape(s: Shaping, g: f32, p: f32) -> f32 {
+// g ← min(max(factor · g, −limit), limit), each term only where it does something
+fn limited(s: Shaping, g: f32) -> f32 {
     var shaped = g;
     if (s.factor != 1.0) {
         shaped = s.factor * shaped;
@@ -109,8 +110,37 @@ fn shape(s: Shaping, g: f32, p: f32) -> f32 {
             shaped = -s.limit;
         }
     }
+    return shaped;
+}
+
+// The same, and g ← g + weight_decay · p.
+fn shape(s: Shaping, g: f32, p: f32) -> f32 {
+    var shaped = limited(s, g);
     if (s.weight_decay != 0.0) {
         shaped = shaped + s.weight_decay * p;
     }
     return shaped;
+}
+
+// The same with what is done row by row: g ← a · g before the decay, g ← g − mean after it. `row`: a and the mean.
+fn shape_in_row(s: Shaping, units: f32, row: vec2<f32>, g: f32, p: f32) -> f32 {
+    var shaped = limited(s, g);
+    if (units > 0.0) {
+        shaped = row.x * shaped;
+    }
+    if (s.weight_decay != 0.0) {
+        shaped = shaped + s.weight_decay * p;
+    }
+    if ((s.flags & CENTRALIZE) != 0u) {
+        shaped = shaped - row.y;
+    }
+    return shaped;
+}
+
+// The row of the i-th element of a run whose first lies in `row`, `left` elements before its end.
+fn row_at(i: u32, row: u32, left: u32, width: u32) -> u32 {
+    if (i < left) {
+        return row;
+    }
+    return row + 1u + (i - left) / width;
 }

@@ -24,6 +24,10 @@ struct Slice {
     record: u32,
     // Where its sums go.
     part: u32,
+    // Its rows, as in a tile.
+    row: u32,
+    left: u32,
+    width: u32,
 }
 
 // The slices of one parameter.

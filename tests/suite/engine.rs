@@ -551,6 +551,30 @@ fn parity() {
                 let records: Vec<_> = case.tensors.iter().map(one).collect();
                 driven.step(&records, &record_of, &grads(gradients)).unwrap();
             }
+            // Row by row, and guarded; the second of two is skipped.
+            let guard = Guard { factor: 0.5, clip: Clip::Parameter, first: 0, records: 0, scaler: Some(SCALER) };
+            let clipped = |applied| {
+                let one = |(owner, tensor): (usize, &Tensor)| {
+                    let mut record = record(rule, 4 + applied);
+                    record.shaping = Shaping { factor: 0.5, limit: 0.2, ..Shaping::NONE };
+                    record.shaping.flags = [0, Shaping::CENTRALIZE][usize::from(owner % 3 > 0)];
+                    record.stages.units = [0.05, 0.0][usize::from(owner % 3 == 1)];
+                    record.stages = Stages { ema: 0.1, max_norm: 1.0, units_epsilon: 1e-3, ..record.stages };
+                    record.stages.owner = u32::try_from(owner).unwrap();
+                    match rule.spec().trust(&tensor.parameter, &at(rule, 4 + applied), 0.01) {
+                        Some(trust) => record.trust = trust,
+                        None => record.shaping.weight_decay = 0.01,
+                    }
+                    record
+                };
+                case.tensors.iter().enumerate().map(one).collect()
+            };
+            let mut bad = gradients.clone();
+            let nan = if DTYPES[(nth + 1) % 3] == DType::F32 { u32::MAX } else { 0xffff };
+            bad[2][1].as_mut().unwrap().set_bits(3, nan);
+            for gradients in [&gradients[0], &bad[2], &gradients[1]] {
+                driven.guarded(&guard, clipped, &record_of, &grads(gradients)).unwrap();
+            }
             driven.snapshot().unwrap()
         });
         let compared = if is_exact(Target::Gpu) { gpu.same_bits(&cpu) } else { gpu.within(&cpu, ENGINE) };

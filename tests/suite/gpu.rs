@@ -8,16 +8,19 @@ use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use optim_tests::{Random, gpu, gpu_is_llvmpipe};
-use optimizers::core::backend::{Part, Plan, Progress, Tensor, Update};
+use half::{bf16, f16};
+use optim_tests::engine::{Case, Driven, Formats, record};
+use optim_tests::tolerance::ENGINE;
+use optim_tests::{Naive, Random, gpu, gpu_is_llvmpipe};
+use optimizers::core::backend::{Part, Plan, Progress, RowList, Shaping, Tensor, Update};
 use optimizers::core::format::{Master, StateDType};
-use optimizers::core::guard::Control;
+use optimizers::core::guard::{Clip, Control, Guard, Scaler, Skip};
 use optimizers::core::{self, Backend as _, DeviceMemory};
 use optimizers::gpu::{Counters, GpuOptions};
 use optimizers::rule::Passes;
 use optimizers::{
-    Adam, Builder, DType, Error, GpuBackend, GpuBuffer, Grad, Momentum, Optimizer, ParamGroup, ParamMut, Parameter,
-    Result, Rule, Sgd,
+    Adam, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Momentum, Optimizer, Outcome,
+    ParamGroup, ParamMut, Parameter, Result, Rule, Sgd, StepReport,
 };
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
 use proptest::{collection, sample};
@@ -311,6 +314,51 @@ mod numbers {
         }
     }
 
+    /// The caller's memory of 16-bit elements, of odd lengths: the same as in memory of ours, and what lies after them is not
+    /// touched, not even in the same word.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_16_bits_do_not_touch_what_is_next_to_them() {
+        let mut random = Random::new(8);
+        let lens = [1, 3, 65, 254, 259];
+        for (master, state) in [
+            (Master::F32, StateDType::F32),
+            (Master::Split, StateDType::Bf16),
+            (Master::Stochastic, StateDType::Block8),
+        ] {
+            let named = lens.iter().map(|&len| Parameter::new(len.to_string(), [len]).with_dtype(DType::Bf16));
+            let builder = Adam::new(0.1).params(named).master(master).state_dtype(state);
+            let narrow = |values: Vec<f32>| -> Vec<bf16> { values.into_iter().map(bf16::from_f32).collect() };
+            let starts = lens.map(|len| narrow(random.tensor(len)));
+            let ours: Vec<_> = starts.iter().map(|start| gpu().buffer_of(start).unwrap()).collect();
+            // Each in the middle of a buffer that is full of another number.
+            let other = bf16::from_f32(7.0);
+            let whole: Vec<_> = lens.iter().map(|_| gpu().buffer_of(&[other; 512]).unwrap()).collect();
+            let theirs: Vec<_> = (whole.iter().zip(lens))
+                .map(|(whole, len)| gpu().wrap_of(DType::Bf16, whole.wgpu().clone(), 256, len).unwrap())
+                .collect();
+            for (buffer, start) in theirs.iter().zip(&starts) {
+                buffer.write_of(start).unwrap();
+            }
+            let mut optimizers = [(); 2].map(|()| builder.clone().build(gpu().clone()).unwrap());
+            for _ in 0..2 {
+                let grads: Vec<_> = lens.iter().map(|&len| narrow(random.tensor(len))).collect();
+                let padded: Vec<_> = grads.iter().map(|grad| Some(gpu().buffer_of(grad).unwrap())).collect();
+                for (optimizer, params) in optimizers.iter_mut().zip([&ours, &theirs]) {
+                    device_step(optimizer, params, &padded).unwrap();
+                }
+            }
+            for (((ours, theirs), whole), start) in ours.iter().zip(&theirs).zip(&whole).zip(&starts) {
+                let expected = ours.read_of::<bf16>().unwrap();
+                assert_ne!(expected, *start, "{master:?} {state:?}: updated");
+                assert_eq!(theirs.read_of::<bf16>().unwrap(), expected, "{master:?} {state:?}");
+                let mut all = vec![other; 512];
+                all[128..128 + start.len()].copy_from_slice(&expected);
+                assert_eq!(whole.read_of::<bf16>().unwrap(), all, "{master:?} {state:?}: the whole buffer");
+            }
+        }
+    }
+
     /// Odd lengths within the caller's buffers: what lies before and after them is not touched.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
@@ -475,6 +523,50 @@ mod work {
         });
     }
 
+    /// Parameters and gradients need not lie alike: one dispatch for each kind, whatever the order of either.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_memory_that_lies_otherwise_is_one_dispatch_for_each_kind() {
+        COUNTED.with(|backend| {
+            let lens = [65, 3, 1000, 64, 257];
+            let dtypes = [DType::F32, DType::Bf16, DType::F32, DType::F32, DType::Bf16];
+            // In buffers with others between them, in the opposite order, gradients also of another type.
+            let spread = |dtype, gap: usize| {
+                let padded: Vec<_> = lens.iter().rev().flat_map(|&len| [len, gap]).collect();
+                let arena = backend.arena_of(dtype, &padded).unwrap();
+                let mut own: Vec<_> = arena.into_iter().step_by(2).collect();
+                own.reverse();
+                own
+            };
+            let (wide, narrow) = (spread(DType::F32, 7), spread(DType::Bf16, 300));
+            let params = dtypes.iter().enumerate().map(|(i, &dtype)| match dtype {
+                DType::F32 => wide[i].clone(),
+                _ => narrow[i].clone(),
+            });
+            let params: Vec<_> = params.collect();
+            let gradients = spread(DType::F16, 5);
+            for (gradient, len) in gradients.iter().zip(lens) {
+                gradient.write_of(&vec![f16::ONE; len]).unwrap();
+            }
+            let gradients: Vec<_> = gradients.into_iter().map(Some).collect();
+            let named = lens.iter().zip(dtypes).enumerate();
+            let named = named.map(|(i, (&len, dtype))| Parameter::new(format!("w{i}"), [len]).with_dtype(dtype));
+            let mut optimizer = Momentum::new(0.5, 0.9).params(named).build(backend.clone()).unwrap();
+            device_step(&mut optimizer, &params, &gradients).unwrap();
+            let before = gpu_counters();
+            device_step(&mut optimizer, &params, &gradients).unwrap();
+            assert_eq!(since(before), [2, 1, 0], "dispatches, submits, waits");
+            // −0.5 · (1 + 1.9)
+            for ((param, dtype), len) in params.iter().zip(dtypes).zip(lens) {
+                match dtype {
+                    DType::F32 => assert_eq!(param.read().unwrap(), vec![-1.45; len]),
+                    _ => assert_eq!(param.read_of::<bf16>().unwrap(), vec![bf16::from_f32(-1.45); len]),
+                }
+            }
+            assert!(wide[1].read().unwrap().iter().all(|&p| p == 0.0), "another's memory");
+        });
+    }
+
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn of_host_gradients_is_one_dispatch_and_no_wait() {
@@ -542,6 +634,12 @@ mod memory {
         arena[2].write(&[4.0; 65]).unwrap();
         assert_eq!(arena[0].read().unwrap(), [1.0, 2.0, 3.0]);
         assert_eq!(arena[2].read().unwrap(), [4.0; 65]);
+        let halves = [1.5, -2.0, 0.1].map(f16::from_f32);
+        let narrow = gpu().buffer_of(&halves).unwrap();
+        assert_eq!(narrow.read_of::<f16>().unwrap(), halves);
+        let error = narrow.read().unwrap_err();
+        let (what, name) = ("buffer", "GpuBuffer".into());
+        assert_eq!(error, Error::DType { what, name, expected: DType::F32, got: DType::F16 });
         let error = arena[0].write(&[1.0]).unwrap_err();
         assert_eq!(error, Error::Length { what: "buffer", name: "GpuBuffer".into(), expected: 3, got: 1 });
     }
@@ -899,6 +997,282 @@ mod device {
         assert!(text.contains(&info.name) && text.contains(&info.backend.to_string()), "{text}");
         assert_eq!(text.ends_with("software"), info.device_type == wgpu::DeviceType::Cpu, "{text}");
         assert_eq!(gpu().name(), "gpu");
+    }
+}
+
+mod guarded_steps {
+    use super::*;
+
+    const PLAIN: Guard = Guard { factor: 1.0, clip: Clip::Global, first: 0, records: 1, scaler: None };
+
+    fn guarded(backend: &GpuBackend, lens: &[usize], loss_scale: DynamicLossScale) -> Optimizer {
+        let parameters = lens.iter().enumerate().map(|(index, &len)| Parameter::new(format!("w{index}"), [len]));
+        Sgd::new(0.5).params(parameters).loss_scale(loss_scale).build(backend.clone()).unwrap()
+    }
+
+    fn report(optimizer: &mut Optimizer, params: &[GpuBuffer], grads: &[GpuBuffer]) -> StepReport {
+        let mut params: Vec<ParamMut<'_>> = params.iter().map(Into::into).collect();
+        let grads: Vec<Grad<'_>> = grads.iter().map(Into::into).collect();
+        optimizer.step(&mut params, &grads).unwrap()
+    }
+
+    /// Measured, added up, decided, updated: all on the device.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn neither_wait_nor_read_back() {
+        COUNTED.with(|backend| {
+            let lens = [65, 1, 20_000, 64];
+            let mut optimizer = guarded(backend, &lens, DynamicLossScale::default());
+            let [params, grads] = [0; 2].map(|_| backend.arena(&lens).unwrap());
+            let before = gpu_counters();
+            // Fewer than may be pending.
+            for step in 1..=30 {
+                assert_eq!(report(&mut optimizer, &params, &grads).outcome, Outcome::Pending, "step {step}");
+            }
+            assert_eq!(since(before), [4 * 30, 30, 0], "dispatches, submits, waits");
+            assert!(gpu_counters().polls - before.polls >= 29, "each step but the first looks for verdicts");
+            for step in 1..=30 {
+                let report = optimizer.wait_report().unwrap().unwrap();
+                assert_eq!((report.outcome, report.step), (Outcome::Applied, step));
+            }
+            assert_eq!(optimizer.wait_report().unwrap(), None);
+        });
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn are_reported_in_order() {
+        let mut optimizer = guarded(gpu(), &[300], DynamicLossScale { init_loss_scale: 8.0, ..Default::default() });
+        let param = gpu().zeros(300).unwrap();
+        let bad = gpu().filled(300, 1.0).unwrap();
+        let mut values = vec![8.0; 300];
+        let good = gpu().buffer(&values).unwrap();
+        values[299] = f32::NAN;
+        bad.write(&values).unwrap();
+
+        let is_bad = |step: usize| step.is_multiple_of(5) || step.is_multiple_of(7);
+        let (mut reports, mut skipped) = (Vec::new(), 0);
+        for step in 0..80 {
+            let grad = if is_bad(step) { &bad } else { &good };
+            assert_eq!(report(&mut optimizer, from_ref(&param), from_ref(grad)).outcome, Outcome::Pending);
+            if step % 3 == 0 {
+                reports.extend(std::iter::from_fn(|| optimizer.try_report().unwrap()));
+            }
+        }
+        reports.extend(std::iter::from_fn(|| optimizer.wait_report().unwrap()));
+        assert_eq!(reports.len(), 80);
+        let mut applied = 0;
+        for (step, report) in reports.iter().enumerate() {
+            let gradients = report.gradients.as_ref().unwrap();
+            if is_bad(step) {
+                skipped += 1;
+                assert_eq!(report.outcome, Outcome::Skipped(Skip::NotFinite), "step {step}");
+                assert_eq!(gradients.first_non_finite.as_deref(), Some("w0"));
+            } else {
+                applied += 1;
+                assert_eq!((report.outcome, report.step), (Outcome::Applied, applied), "step {step}");
+                assert_eq!(gradients.first_non_finite, None);
+            }
+            let next = (8.0 / 2_f64.powi(skipped)).max(1.0);
+            assert_eq!(gradients.next_loss_scale, next, "step {step}");
+        }
+        assert_eq!(optimizer.step_count(), applied);
+        assert_eq!(optimizer.loss_scale().unwrap(), 1.0);
+        assert!(param.read().unwrap().iter().all(|&p| p < 0.0 && p.to_bits() == param.read().unwrap()[0].to_bits()));
+    }
+
+    /// As many verdicts on their way as the caller likes.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn may_all_be_pending() {
+        const STEPS: u32 = 40;
+        let mut case = Case::new(&[Adam::default().into()], 7);
+        case.push(&[300], Formats::F32, 0);
+        let plan = Plan { rules: &case.rules, tensors: &case.tensors, groups: 1 };
+        let (mut engine, mut naive) = (gpu().engine(&plan).unwrap(), Naive::default().engine(&plan).unwrap());
+        let mut expected_p = Random::new(8).tensor(300);
+        let param = gpu().buffer(&expected_p).unwrap();
+        let scaler = Some(Scaler { factor: 2.0, window: 4, floor: 1.0, cap: 64.0 });
+        let mut verdicts = Vec::new();
+        let mut random = Random::new(9);
+        for step in 1..=STEPS {
+            let mut g = random.tensor(300);
+            if step % 6 == 0 {
+                g[7] = f32::INFINITY;
+            }
+            let grad = gpu().buffer(&g).unwrap();
+            let variants: Vec<_> = (1..=step).map(|t| record(&case.rules[0], t)).collect();
+            let guard = Guard { scaler, ..PLAIN };
+            let rows = [RowList::default()];
+            let update =
+                Update { rules: &case.rules, records: &variants, record_of: &[0], rows: &rows, guard: Some(&guard) };
+            let progress = engine.update(&update, &mut [(&param).into()], &[(&grad).into()]).unwrap();
+            assert_eq!(progress, Progress::Pending);
+            match naive.update(&update, &mut [(&mut expected_p).into()], &[(&g).into()]).unwrap() {
+                Progress::Decided(verdict) => verdicts.push(verdict),
+                progress => panic!("{progress:?}"),
+            }
+        }
+        for (step, expected) in verdicts.iter().enumerate() {
+            let got = engine.verdict(true).unwrap().unwrap();
+            assert_same(&[got.norm], &[expected.norm], &format!("norm {step}"));
+            let [got, expected] = [&got, expected].map(|v| (v.skip, v.first_bad, v.scale, v.bad, v.applied));
+            assert_eq!(got, expected, "step {step}");
+        }
+        assert_eq!(engine.verdict(true).unwrap(), None);
+        assert_eq!(engine.control().unwrap(), naive.control().unwrap());
+        assert_same(&param.read().unwrap(), &expected_p, "w");
+    }
+
+    /// A kernel of the caller's scales gradients by what the device decided, and nobody waits.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn have_their_loss_scale_in_memory() {
+        const SOURCE: &str = "
+            @group(0) @binding(0) var<storage, read> loss_scale: f32;
+            @group(0) @binding(1) var<storage, read_write> grads: array<f32>;
+            @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+                if (id.x < arrayLength(&grads)) {
+                    grads[id.x] = 1024.0 * loss_scale;
+                }
+            }";
+        COUNTED.with(|backend| {
+            let device = backend.device();
+            let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: None,
+                source: wgpu::ShaderSource::Wgsl(SOURCE.into()),
+            });
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: None,
+                layout: None,
+                module: &module,
+                entry_point: None,
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            });
+            // 1024 · 2¹²⁰ is infinite, and so is half of it and a quarter.
+            let init_loss_scale = 2_f64.powi(120);
+            let mut optimizer =
+                guarded(backend, &[100], DynamicLossScale { init_loss_scale, ..DynamicLossScale::default() });
+            let (param, grad) = (backend.zeros(100).unwrap(), backend.zeros(100).unwrap());
+            let scale = optimizer.loss_scale_memory().unwrap().as_any().downcast_ref::<GpuBuffer>().unwrap().clone();
+            assert_eq!((scale.len(), scale.offset()), (1, 0));
+            let resources = [scale.wgpu(), grad.wgpu()];
+            let entries = [0, 1].map(|nth| wgpu::BindGroupEntry {
+                binding: u32::try_from(nth).unwrap(),
+                resource: resources[nth].as_entire_binding(),
+            });
+            let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.get_bind_group_layout(0),
+                entries: &entries,
+            });
+            let before = gpu_counters().waits;
+            for _ in 0..10 {
+                let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                {
+                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                    pass.set_pipeline(&pipeline);
+                    pass.set_bind_group(0, &bindings, &[]);
+                    pass.dispatch_workgroups(2, 1, 1);
+                }
+                backend.queue().submit([encoder.finish()]);
+                assert_eq!(report(&mut optimizer, from_ref(&param), from_ref(&grad)).outcome, Outcome::Pending);
+            }
+            assert_eq!(gpu_counters().waits, before, "waits");
+            assert_eq!(optimizer.loss_scale().unwrap(), 2_f64.powi(117));
+            assert_eq!(scale.read().unwrap(), [2_f32.powi(117)]);
+            assert_eq!(optimizer.step_count(), 7);
+            assert_eq!(param.read().unwrap(), [-0.5 * 1024.0 * 7.0; 100]);
+        });
+    }
+
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_host_parameters_wait_for_their_verdict() {
+        COUNTED.with(|backend| {
+            let mut optimizer = guarded(backend, &[5], DynamicLossScale { init_loss_scale: 4.0, ..Default::default() });
+            let (mut p, on_device) = ([1.0_f32; 5], backend.filled(5, 1.0).unwrap());
+            let (good, bad) = ([4.0_f32; 5], [4.0, f32::INFINITY, 4.0, 4.0, 4.0]);
+            let before = gpu_counters();
+            assert!(optimizer.step(&mut [(&mut p).into()], &[(&good).into()]).unwrap().applied());
+            assert_eq!(since(before), [4, 1, 1], "dispatches, submits, waits");
+            assert_eq!(p, [0.5; 5]);
+            // One that is pending comes first.
+            assert_eq!(optimizer.step(&mut [(&on_device).into()], &[(&bad).into()]).unwrap().outcome, Outcome::Pending);
+            let report = optimizer.step(&mut [(&mut p).into()], &[(&bad).into()]).unwrap();
+            assert_eq!((report.outcome, report.step), (Outcome::Skipped(Skip::NotFinite), 2));
+            assert_eq!(report.gradients.unwrap().skips, 2);
+            let pending = optimizer.try_report().unwrap().unwrap();
+            assert_eq!((pending.outcome, pending.gradients.unwrap().skips), (Outcome::Skipped(Skip::NotFinite), 1));
+            assert_eq!((p, optimizer.loss_scale().unwrap()), ([0.5; 5], 1.0));
+            assert_eq!(on_device.read().unwrap(), [1.0; 5]);
+        });
+    }
+
+    /// Slices and rows that lie in several windows.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn do_not_depend_on_the_window() {
+        let mut case = Case::new(&[Adam::default().into()], 11);
+        case.groups = 2;
+        let split = Formats { dtype: DType::Bf16, master: Master::Split, ..Formats::F32 };
+        for (nth, shape) in [&[3, 300][..], &[700], &[40, 9], &[5, 9001], &[2, 20_000], &[33_000]].iter().enumerate() {
+            case.push(shape, if nth % 2 == 0 { Formats::F32 } else { split }, 0).group = nth % 2;
+        }
+        let gradients: Vec<_> =
+            (0..3).map(|_| case.gradients(|i| [DType::F32, DType::F16, DType::Bf16][i % 3])).collect();
+        let guard = Guard { clip: Clip::Group, scaler: None, ..PLAIN };
+        let records = |applied| {
+            let mut records = [record(&case.rules[0], 1 + applied); 2];
+            for (owner, record) in (0..).zip(&mut records) {
+                record.shaping = Shaping { weight_decay: 0.01, flags: Shaping::CENTRALIZE, ..Shaping::NONE };
+                record.stages.units = 0.01;
+                record.stages.units_epsilon = 1e-3;
+                (record.stages.max_norm, record.stages.owner) = (0.5, owner);
+            }
+            records.to_vec()
+        };
+        let run = |mut driven: Driven| {
+            for (nth, gradients) in gradients.iter().enumerate() {
+                let mut gradients = gradients.clone();
+                if nth == 1 {
+                    gradients[5].as_mut().unwrap().set_bits(32_999, 0x7f80);
+                }
+                let grads: Vec<Grad<'_>> = gradients.iter().map(|gradient| gradient.as_ref().into()).collect();
+                driven.guarded(&guard, records, &[0, 1, 0, 1, 0, 1], &grads).unwrap();
+            }
+            assert_eq!(driven.verdicts().unwrap()[1].first_bad, Some(5));
+            driven.snapshot().unwrap()
+        };
+        let expected = run(Driven::new(Naive::default(), &case).unwrap());
+        for window_bytes in [256, 4096, 1 << 16, 1 << 24] {
+            let backend = adopted(&GpuOptions { window_bytes: Some(window_bytes), ..GpuOptions::default() });
+            let got = run(Driven::new(backend, &case).unwrap());
+            let compared = if gpu_is_llvmpipe() { got.same_bits(&expected) } else { got.within(&expected, ENGINE) };
+            if let Err(difference) = compared {
+                panic!("windows of {window_bytes} bytes: {difference}");
+            }
+        }
+    }
+
+    /// Numbers of rows that one binding cannot hold are refused before anything changes.
+    #[test]
+    fn refuse_more_rows_than_fit() {
+        let backend =
+            noop(Limits { max_storage_buffer_binding_size: 1 << 17, ..Limits::default() }, &GpuOptions::default());
+        let mut case = Case::new(&[Sgd::new(0.1).into()], 12);
+        case.push(&[1 << 15, 1], Formats::F32, 0);
+        let plan = Plan { rules: &case.rules, tensors: &case.tensors, groups: 1 };
+        let mut engine = backend.unwrap().engine(&plan).unwrap();
+        let mut records = [record(&case.rules[0], 1)];
+        records[0].shaping.flags = Shaping::CENTRALIZE;
+        let rows = [RowList::default()];
+        let update = Update { rules: &case.rules, records: &records, record_of: &[0], rows: &rows, guard: None };
+        let (mut p, g) = (vec![1.0_f32; 1 << 15], vec![1.0_f32; 1 << 15]);
+        let error = engine.update(&update, &mut [(&mut p).into()], &[(&g).into()]).unwrap_err();
+        let (expected, got) = (8 << 15, 1 << 17);
+        assert_eq!(error, Error::DeviceLimit { what: "max_storage_buffer_binding_size", expected, got });
     }
 }
 

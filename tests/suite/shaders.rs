@@ -9,11 +9,13 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use optim_shaders::{
     ACCUMULATE, Access, BLOCK, FACTORED_WALKS, FORMATS, Format, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Master, Moments,
-    NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, SlotFormat, Storage, TILE, WORKGROUP, Work, compose,
-    compose_factored, compose_finish, compose_measure, compose_rows, compose_work, rule,
+    NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, SlotFormat, Storage, TILE, WORKGROUP, Work, compose, compose_decide,
+    compose_factored, compose_finish, compose_guard_measure, compose_guard_totals, compose_measure, compose_rows,
+    compose_units, compose_work, rule,
 };
 use optimizers::Rule;
 use optimizers::core::backend::{Shaping, Stages, Trust};
+use optimizers::core::guard::{Clip, Control, INFINITE, Skip};
 use optimizers::core::rule::Passes;
 
 /// The module, if it is valid without any optional capability.
@@ -146,9 +148,12 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
             for storage in [Storage::plain(slots)].into_iter().chain(others) {
                 let what = format!("{} {} {access:?} {storage:?}", spec.name(), spec.entry());
                 let grad = Format::ALL[if storage == Storage::plain(slots) { 0 } else { nth + 1 }];
-                written(&what, &compose(source, spec.entry(), &storage, grad, access), WORKGROUP);
-                if let Some(norms) = &norms {
-                    written(&format!("{what}, measure"), &compose_measure(norms, &storage, grad, access), LANES);
+                let by_rows = nth == 1 && storage == Storage::plain(slots);
+                written(&what, &compose(source, spec.entry(), &storage, grad, access, by_rows), WORKGROUP);
+                for by_rows in [false, true].into_iter().take(norms.iter().len() * 2) {
+                    let norms = norms.as_ref().expect("there are some");
+                    let text = compose_measure(norms, &storage, grad, access, by_rows);
+                    written(&format!("{what}, measure, {by_rows}"), &text, LANES);
                 }
             }
         }
@@ -160,10 +165,31 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
     assert!(sums >= 2, "LAMB and LARS sum");
     for values in Format::ALL {
         written("rows", &compose_rows(values), WORKGROUP);
+        for access in Access::ALL {
+            written("what a guard measures", &compose_guard_measure(values, access), LANES);
+        }
     }
+    written("a guard's totals", &compose_guard_totals(), LANES);
+    written("a guard's decision", &compose_decide(), LANES);
 }
 
-/// Every way of keeping a parameter, with every way of keeping its gradient.
+#[test]
+fn the_guard_has_the_fields_of_its_rust_twin() {
+    let text = compose_decide();
+    let control = ["scale", "current", "last", "bad", "applied", "skipped", "pad0", "pad1"];
+    assert_eq!(differences(&text, "Control", &control), [""; 0]);
+    let offsets = [
+        offset_of!(Control, scale),
+        offset_of!(Control, current),
+        offset_of!(Control, last),
+        offset_of!(Control, bad),
+        offset_of!(Control, applied),
+        offset_of!(Control, skipped),
+        offset_of!(Control, pad),
+    ];
+    assert_eq!((offsets, size_of::<Control>()), ([0, 4, 8, 12, 16, 20, 24], 32));
+}
+
 #[test]
 fn every_format_composes() {
     let source = rule("lion").expect("there is lion");
@@ -171,7 +197,10 @@ fn every_format_composes() {
         for access in Access::ALL {
             for grad in Format::ALL {
                 let what = format!("{access:?} {storage:?}, {grad:?}");
-                written(&what, &compose(source, "update", &storage, grad, access), WORKGROUP);
+                for by_rows in [false, true] {
+                    written(&what, &compose(source, "update", &storage, grad, access, by_rows), WORKGROUP);
+                }
+                written(&what, &compose_units(&storage, grad), LANES);
             }
             for work in Work::ALL {
                 let grad = match work {
@@ -197,7 +226,7 @@ fn every_number_of_slots_composes() {
             fn update(s: Step, p: ptr<function, f32>, g: f32{pointers}) {{ *p = *p - s.lr * g; }}"
         );
         for access in Access::ALL {
-            let text = compose(&source, "update", &Storage::plain(slots), Format::F32, access);
+            let text = compose(&source, "update", &Storage::plain(slots), Format::F32, access, false);
             let (module, _) = validated("own rule", &text);
             let bindings: BTreeSet<_> = module
                 .global_variables
@@ -255,7 +284,7 @@ fn records_have_one_size() {
         let source = rule(spec.source()).expect("every rule has WGSL");
         let text = match spec.passes() {
             Passes::Factored => compose_factored(source, Moments::F32),
-            _ => compose(source, spec.entry(), &Storage::plain(spec.slots().len()), Format::F32, Access::Whole),
+            _ => compose(source, spec.entry(), &Storage::plain(spec.slots().len()), Format::F32, Access::Whole, false),
         };
         let (module, _) = validated(spec.name(), &text);
         let found = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Record"));
@@ -306,6 +335,17 @@ fn constants_are_the_same_on_both_sides() {
         assert_eq!(number(PRELUDE, name), expected, "{name}");
     }
     assert_eq!((number(PRELUDE, "CENTRALIZE"), number(PRELUDE, "SKIP")), (Shaping::CENTRALIZE, Shaping::SKIP));
+    let decide = compose_decide();
+    for (name, expected) in [
+        ("CLIP_GLOBAL", Clip::Global as u32),
+        ("CLIP_GROUP", Clip::Group as u32),
+        ("CLIP_PARAMETER", Clip::Parameter as u32),
+        ("NOT_FINITE", Skip::NotFinite as u32),
+        ("NORM_OVERFLOW", Skip::NormOverflow as u32),
+        ("INFINITE", INFINITE),
+    ] {
+        assert_eq!(number(&decide, name), expected, "{name}");
+    }
     assert_eq!((BLOCK as usize, TILE), (optimizers::core::format::BLOCK, BLOCK), "a workgroup has a block");
     for moments in Moments::ALL {
         assert_eq!(number(moments.wgsl(), "PER_WORD") as usize, moments.per_word());

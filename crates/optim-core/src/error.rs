@@ -143,9 +143,9 @@ pub enum Error {
         expected: String,
     },
     /// More steps in a row were skipped than the loss scale allows. The last of them was skipped too; nothing else has changed.
-    #[error("{skips} steps in a row were skipped: the gradient of {name:?} is not finite")]
+    #[error("{skips} steps in a row were skipped: {}", not_finite(name))]
     TooManySkips {
-        /// The first parameter whose gradient is not finite.
+        /// The first parameter whose gradient is not finite; empty if all are finite and only the square of their norm is not.
         name: String,
         /// Steps skipped in a row.
         skips: u32,
@@ -271,6 +271,15 @@ pub enum Error {
         /// What the graphics library said.
         detail: String,
     },
+}
+
+/// What kept a step from being applied.
+fn not_finite(name: &str) -> String {
+    if name.is_empty() {
+        "the norm of all gradients is not finite".into()
+    } else {
+        format!("the gradient of {name:?} is not finite")
+    }
 }
 
 /// Checks one hyper-parameter: `Ok` if it is valid as given and as the `f32` that kernels see, else an

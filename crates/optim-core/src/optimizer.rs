@@ -332,6 +332,7 @@ impl Optimizer {
             guard: guard.as_ref(),
         };
         let progress = self.engine.update(&update, params, grads)?;
+        self.seeded.fill(true);
         let present = self.record_of.iter().zip(grads).map(|(&record, grad)| record != FROZEN && !grad.is_none());
         let verdict = match progress {
             Progress::Applied => None,
@@ -623,7 +624,7 @@ impl Optimizer {
         }
     }
 
-    /// Sets masters and averages from the parameters' memory, where that has not been done.
+    /// Sets masters and averages from the parameters' memory, where that has not been done. It is done once a step has followed.
     fn seed(&mut self, params: &mut [ParamMut<'_>]) -> Result<()> {
         for ((flag, seeded), tensor) in self.flags.iter_mut().zip(&self.seeded).zip(&self.tensors) {
             *flag = !seeded && needs_seed(tensor);
@@ -631,7 +632,6 @@ impl Optimizer {
         if self.flags.contains(&true) {
             self.engine.seed(&self.flags, params)?;
         }
-        self.seeded.fill(true);
         Ok(())
     }
 

@@ -23,9 +23,10 @@ const MAX_WINDOW: u64 = 1 << 31;
 /// How a [`GpuBackend`](crate::GpuBackend) behaves. The default is right for almost everyone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpuOptions {
-    /// The largest part of a buffer that one dispatch sees; `None` for what the device allows. It is rounded down to a multiple
-    /// of 256 bytes, and up to 256; for rules that sum over a parameter, to a multiple of 64 KiB. State is kept in buffers of
-    /// this size, and longer tensors are walked in windows of it.
+    /// The largest part of a buffer that one dispatch sees; `None` for what the device allows. State is kept in pages of at most
+    /// this size, and a tensor whose state is more is walked page by page. A page has room for a multiple of 64 elements, and at
+    /// least for that many, whatever this is; for a multiple of 256 with 8-bit state, and of 16,384 for rules that sum over a
+    /// parameter.
     pub window_bytes: Option<u64>,
     /// How long to wait for the device before giving up with [`Error::Timeout`]. Default 60 s.
     pub timeout: Duration,
@@ -46,6 +47,8 @@ pub struct Counters {
     pub submits: u64,
     /// Times the host waited for the device.
     pub waits: u64,
+    /// Times the host asked the device, without waiting, what is done.
+    pub polls: u64,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +56,7 @@ pub(crate) struct Counts {
     pub(crate) dispatches: AtomicU64,
     pub(crate) submits: AtomicU64,
     pub(crate) waits: AtomicU64,
+    pub(crate) polls: AtomicU64,
 }
 
 /// What the device told its handlers.
@@ -71,7 +75,7 @@ pub(crate) struct Context {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
     pub(crate) limits: wgpu::Limits,
-    /// The largest part of a buffer that one dispatch sees, in elements: a multiple of [`ALIGNMENT`].
+    /// The largest part of a buffer that one dispatch sees, in words: a multiple of [`ALIGNMENT`].
     pub(crate) window: usize,
     /// The most bytes that one binding can have, whatever the window.
     pub(crate) binding: u64,
@@ -254,7 +258,7 @@ impl Context {
         let needs = [
             ("max_compute_workgroup_size_x", lanes, limits.max_compute_workgroup_size_x.into()),
             (group, lanes, limits.max_compute_invocations_per_workgroup.into()),
-            ("max_compute_workgroup_storage_size", 16 * lanes, limits.max_compute_workgroup_storage_size.into()),
+            ("max_compute_workgroup_storage_size", 20 * lanes, limits.max_compute_workgroup_storage_size.into()),
             ("max_storage_buffer_binding_size", bytes(SLICE), self.binding),
         ];
         match needs.into_iter().find(|(_, expected, got)| got < expected) {
@@ -284,6 +288,19 @@ impl Context {
         }
     }
 
+    /// Has the callbacks called of mappings that are done. Does not wait.
+    pub(crate) fn poll(&self) -> Result<()> {
+        self.counts.polls.fetch_add(1, Relaxed);
+        let polled = guarded(|| self.device.poll(wgpu::PollType::Poll));
+        self.alive()?;
+        match polled {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Error::Device { detail: error.to_string() }),
+            // wgpu makes a panic of what the driver reports.
+            Err(detail) => Err(self.lose(detail)),
+        }
+    }
+
     /// A new encoder.
     pub(crate) fn encoder(&self) -> Result<wgpu::CommandEncoder> {
         self.scoped(|| self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("optim-gpu") }))
@@ -294,6 +311,7 @@ impl Context {
             dispatches: self.counts.dispatches.load(Relaxed),
             submits: self.counts.submits.load(Relaxed),
             waits: self.counts.waits.load(Relaxed),
+            polls: self.counts.polls.load(Relaxed),
         }
     }
 

@@ -9,20 +9,21 @@ use optim_core::backend::{
     FROZEN, Part, Plan, Progress, Record, RowList, Shaping, Stages, Tensor, Trust, Update, wrong_memory,
 };
 use optim_core::format::Master;
-use optim_core::guard::Control;
+use optim_core::guard::{Control, Guard, Verdict};
 use optim_core::rule::{Slot, Sparse};
-use optim_core::{DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
+use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
 use optim_shaders::{Access, Format, Work};
 
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::guard::{self, GuardMemory};
 use crate::kind::{self, Kind, Own};
 use crate::layout::{Piece, bytes};
 use crate::offload::Offload;
 use crate::pipeline::{Program, Stage};
 use crate::rows::{self, RowGrad, Scratch};
-use crate::schedule::{self, Dispatch, Job, Pair, Parts, Schedule, Side};
+use crate::schedule::{self, Decision, Dispatch, Job, Pair, Parts, Schedule, Side};
 use crate::transfer::{Region, copy_bytes};
 
 /// Schedules that are kept: enough for gradients that alternate between a few sets of buffers.
@@ -52,9 +53,21 @@ pub(crate) struct GpuEngine {
     /// The most recently used first. They keep the caller's buffers alive.
     schedules: Vec<Schedule>,
     words: Vec<u32>,
-    control: Control,
+    groups: usize,
+    guard: GuardMemory,
+    /// For each tensor whether its gradient is shaped row by row in the current step.
+    by_rows: Vec<bool>,
+    /// The running sums of rows that lie in two pieces.
+    carries: wgpu::Buffer,
     /// Whether averages are in the parameters' memory.
     swapped: bool,
+}
+
+/// Dispatches that are made for one step: what comes before the schedule's updates, and what after them.
+#[derive(Default)]
+struct Others {
+    first: Vec<Dispatch>,
+    last: Vec<Dispatch>,
 }
 
 /// The records of the coming steps. A step writes a place of its own, so that no step waits for an earlier one to be done with
@@ -89,7 +102,7 @@ impl GpuEngine {
         for (program, _) in programs.iter().filter(|(program, _)| program.is_custom()) {
             // What is wrong with the user's text shows now.
             for access in Access::ALL {
-                let _ = context.kernel(program, Stage::Update(Format::F32, access))?;
+                let _ = context.kernel(program, Stage::Update(Format::F32, access, false))?;
             }
         }
         let kind = |(program, members)| Kind::new(&context, plan, program, members);
@@ -104,7 +117,10 @@ impl GpuEngine {
             scratch: Scratch::default(),
             schedules: Vec::with_capacity(KEPT + 1),
             words: Vec::new(),
-            control: Control::default(),
+            groups: plan.groups,
+            guard: GuardMemory::new(&context)?,
+            by_rows: vec![false; plan.tensors.len()],
+            carries: context.create_buffer("carries", 2 * 16 * u64::from(optim_shaders::LANES), USAGE, false)?,
             swapped: false,
             context,
         })
@@ -167,7 +183,8 @@ impl GpuEngine {
         }
     }
 
-    /// Makes the memory of our own that these need and that is not there yet. Row-sparse gradients have theirs elsewhere.
+    /// Makes the memory of our own that these need and that is not there yet. Row-sparse gradients have theirs elsewhere. There are
+    /// gradients only for an update.
     fn stage(&mut self, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
         for (tensor, pair) in pairs.iter().enumerate() {
             let kind = &mut self.kinds[self.kind_of[tensor].0];
@@ -177,7 +194,8 @@ impl GpuEngine {
                     kind.need(&self.context, *own)?;
                 }
             }
-            if kind.factored.is_some() && (kind.needs_copy() || pair.grad.format(kind) != Format::F32) {
+            let Some(grad) = grads.get(tensor).filter(|_| !pair.is_absent()) else { continue };
+            if kind.factored.is_some() && (kind.needs_copy() || grad.dtype() != Some(DType::F32)) {
                 kind.need(&self.context, Own::ScratchParams)?;
                 kind.need(&self.context, Own::ScratchGrads)?;
             }
@@ -192,6 +210,7 @@ impl GpuEngine {
         pairs: &[Pair<&GpuBuffer>],
         grads: &[Grad<'_>],
         all: impl Fn(usize) -> bool,
+        guarded: bool,
     ) -> Result<Vec<RowGrad<'a>>> {
         let mut row_grads = Vec::new();
         for (tensor, (pair, grad)) in pairs.iter().zip(grads).enumerate() {
@@ -207,7 +226,7 @@ impl GpuEngine {
                 Some(memory) if memory.len > 0 => (memory.buffer.clone(), memory.offset),
                 _ => (self.scratch.values(&self.context, tensor, words)?, 0),
             };
-            let sums = if list.rows.len() < list.positions.len() {
+            let sums = if list.rows.len() < list.positions.len() || (guarded && !list.rows.is_empty()) {
                 let len = list.rows.len() * width;
                 rows::check_len(&self.context, len)?;
                 Some(self.scratch.sums(&self.context, tensor, len)?)
@@ -219,8 +238,8 @@ impl GpuEngine {
         Ok(row_grads)
     }
 
-    /// Puts the records into words, and makes a ring with room for them.
-    fn prepare(&mut self, records: &[Record]) -> Result<()> {
+    /// Puts the records into words, and makes a ring with room for those of one update.
+    fn prepare(&mut self, records: &[Record], guard: Option<&Guard>) -> Result<()> {
         self.words.clear();
         for (nth, Record { shaping, trust, stages, scalars }) in records.iter().enumerate() {
             self.words.extend(bytemuck::cast_ref::<_, [u32; 4]>(shaping));
@@ -229,11 +248,14 @@ impl GpuEngine {
             self.words.extend(scalars.words());
             self.words.resize(RECORD * (nth + 1), 0);
         }
-        let size = bytes(self.words.len());
+        let size = bytes(guard.map_or(self.words.len(), |guard| RECORD * guard.records));
         if self.ring.as_ref().is_none_or(|ring| ring.size < size) {
             let stride = size.next_multiple_of(256);
             let buffer = self.context.create_buffer("records", RING * stride, USAGE, false)?;
             self.ring = Some(Ring { buffer, size, next: 0 });
+            self.schedules.clear();
+        }
+        if guard.is_some() && self.guard.need(&self.context, &self.tensors, self.groups, self.words.len())? {
             self.schedules.clear();
         }
         Ok(())
@@ -241,7 +263,9 @@ impl GpuEngine {
 
     /// Puts the schedule for this memory in front, made if need be.
     fn schedule(&mut self, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<()> {
-        if let Some(known) = self.schedules.iter().position(|schedule| schedule.is_for(job, pairs, record_of)) {
+        if let Some(known) =
+            self.schedules.iter().position(|schedule| schedule.is_for(job, pairs, record_of, &self.by_rows))
+        {
             self.schedules[..=known].rotate_right(1);
             return Ok(());
         }
@@ -263,31 +287,40 @@ impl GpuEngine {
             accumulate: &self.accumulate,
             nothing: &self.nothing,
             records: (&ring.buffer, ring.size),
+            by_rows: &self.by_rows,
+            carries: &self.carries,
+            guard: self.guard.measures(),
         })
     }
 
-    /// Writes the records to the ring's next place: where that begins.
-    fn write_records(&mut self) -> Result<u32> {
+    /// Writes the records to the ring's next place, or to where the guard takes them from for that place: where it begins.
+    fn write_records(&mut self, guard: Option<&Guard>) -> Result<u32> {
         let Some(ring) = &mut self.ring else { return Ok(0) };
         let offset = ring.next * ring.stride();
         let dynamic = u32::try_from(offset)
             .map_err(|_| Error::Unsupported { what: "this number of groups".into(), backend: "gpu".into() })?;
         ring.next = (ring.next + 1) % RING;
-        let words = bytemuck::cast_slice(&self.words);
-        self.context.scoped(|| self.context.queue.write_buffer(&ring.buffer, offset, words))?;
+        match guard {
+            Some(guard) => self.guard.write(&self.context, guard, &self.words)?,
+            None => {
+                let words = bytemuck::cast_slice(&self.words);
+                self.context.scoped(|| self.context.queue.write_buffer(&ring.buffer, offset, words))?;
+            }
+        }
         Ok(dynamic)
     }
 
-    /// Encodes those of the step's dispatches: the schedule's in front, then others.
+    /// Encodes those of the step's dispatches: what the schedule in front measures, others, its updates, others.
     fn encode(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        others: &[Dispatch],
+        others: &Others,
         records: u32,
         which: impl Fn(&Dispatch) -> bool,
     ) -> Result<()> {
         let Some(schedule) = self.schedules.first() else { return Ok(()) };
-        let dispatches = || schedule.dispatches.iter().chain(others).filter(|dispatch| which(dispatch));
+        let all = || schedule.measures.iter().chain(&others.first).chain(&schedule.dispatches).chain(&others.last);
+        let dispatches = || all().filter(|dispatch| which(dispatch));
         let dynamic = [records];
         self.context.scoped(|| {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -305,7 +338,7 @@ impl GpuEngine {
     fn encode_all(
         &mut self,
         mut encoder: wgpu::CommandEncoder,
-        others: &[Dispatch],
+        others: &Others,
         records: u32,
     ) -> Result<wgpu::CommandEncoder> {
         let offloaded = |dispatch: &Dispatch| dispatch.page.filter(|&(kind, _)| self.kinds[kind].offload.is_some());
@@ -313,7 +346,7 @@ impl GpuEngine {
         for nth in 0..self.kinds.len() {
             for page in 0..self.kinds[nth].layout.pages.len() {
                 let dispatches =
-                    self.schedules.first().into_iter().flat_map(|schedule| &schedule.dispatches).chain(others);
+                    self.schedules.first().into_iter().flat_map(|schedule| &schedule.dispatches).chain(&others.last);
                 let here = |dispatch: &Dispatch| dispatch.page == Some((nth, page));
                 if !dispatches.into_iter().any(here) {
                     continue;
@@ -359,8 +392,9 @@ impl GpuEngine {
         pairs: &[Pair<&GpuBuffer>],
         params: &[ParamMut<'_>],
         grads: &[Grad<'_>],
-        (row_grads, others): (&[RowGrad<'_>], &[Dispatch]),
+        (row_grads, others): (&[RowGrad<'_>], &Others),
         zeros: &[usize],
+        guard: Option<&Guard>,
     ) -> Result<Downloads> {
         let host_params = self.pieces(|tensor| matches!(pairs[tensor].param, Side::Own(Own::Params)));
         let is_host = |tensor: usize| matches!(pairs[tensor].grad, Side::Own(Own::Grads(_)));
@@ -390,23 +424,55 @@ impl GpuEngine {
             uploads.push((Region { buffer: &rows.values.0, offset: 0, size }, values));
         }
         self.context.upload(&mut encoder, &uploads)?;
-        let records = self.write_records()?;
+        let records = self.write_records(guard)?;
         let encoder = self.encode_all(encoder, others, records)?;
-        Ok(Downloads { encoder, pieces: host_params })
+        Ok(Downloads { encoder, pieces: host_params, guarded: guard.is_some() })
     }
 
-    /// Submits, and reads back host parameters.
-    fn finish(&self, Downloads { encoder, pieces }: Downloads, params: &mut [ParamMut<'_>]) -> Result<()> {
-        let regions: Vec<_> = pieces.iter().map(|(kind, piece)| self.kinds[*kind].region(Own::Params, piece)).collect();
+    /// Submits, and reads back host parameters and, with a guard, the verdict.
+    fn finish(
+        &self,
+        Downloads { encoder, pieces, guarded }: Downloads,
+        params: &mut [ParamMut<'_>],
+    ) -> Result<Vec<u8>> {
+        let verdict = if guarded { self.guard.verdict_region() } else { None };
+        let regions = pieces.iter().map(|(kind, piece)| self.kinds[*kind].region(Own::Params, piece));
+        let regions: Vec<_> = regions.chain(verdict).collect();
+        let mut verdict = vec![0; verdict.map_or(0, |verdict| verdict.size)];
         self.context.download(encoder, &regions, |item, first, bytes| {
-            let piece = pieces[item].1;
+            let Some(&(_, piece)) = pieces.get(item) else { return copy_bytes(bytes, &mut verdict[first..]) };
             let param = &mut params[piece.tensor];
             let size = param.dtype().size();
             if let Some(values) = host_param_mut(param) {
                 let (start, end) = (piece.start * size, (piece.start + piece.len) * size);
                 copy_bytes(bytes, &mut values[(start + first).min(end)..end]);
             }
-        })
+        })?;
+        Ok(verdict)
+    }
+
+    /// Finds out what is shaped row by row in this step, and makes memory for it.
+    fn find_rows(&mut self, update: &Update<'_>, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
+        let records = update.guard.map_or(update.records.len(), |guard| guard.records).max(1);
+        for (tensor, pair) in pairs.iter().enumerate() {
+            let record = update.record_of[tensor] as usize;
+            let mut variants = update.records.iter().skip(record).step_by(records);
+            self.by_rows[tensor] = !pair.is_absent() && variants.any(Record::needs_rows);
+            if !self.by_rows[tensor] {
+                continue;
+            }
+            if matches!(grads[tensor], Grad::Rows(..)) {
+                let what = "gradient centralization or adaptive clipping";
+                return self.unsupported(format!("a row-sparse gradient ({:?}) with {what}", self.name(tensor)));
+            }
+            let kind = &mut self.kinds[self.kind_of[tensor].0];
+            kind.need_units(&self.context)?;
+            if kind.factored.is_some() {
+                kind.need(&self.context, Own::ScratchParams)?;
+                kind.need(&self.context, Own::ScratchGrads)?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs work without a rule over those tensors whose flag is set.
@@ -431,10 +497,10 @@ impl GpuEngine {
             return Ok(());
         }
         self.stage(&pairs, &[])?;
-        self.prepare(&[blank([0.0; 4])])?;
+        self.prepare(&[blank([0.0; 4])], None)?;
         self.schedule(Job::Work(work), &pairs, &vec![0; params.len()])?;
-        let downloads = self.run(&pairs, params, &[], (&[], &[]), &[])?;
-        self.finish(downloads, params)
+        let downloads = self.run(&pairs, params, &[], (&[], &Others::default()), &[], None)?;
+        self.finish(downloads, params).map(drop)
     }
 
     /// Checks that an array has these elements.
@@ -467,6 +533,7 @@ struct Downloads {
     encoder: wgpu::CommandEncoder,
     /// The pieces that are read back.
     pieces: Vec<(usize, Piece)>,
+    guarded: bool,
 }
 
 /// The bytes of a parameter on the host; none if it is not there.
@@ -507,12 +574,6 @@ fn part<'a>(bytes: &'a [u8], piece: &Piece, size: usize) -> &'a [u8] {
 impl Engine for GpuEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
         self.context.ready()?;
-        if update.guard.is_some() {
-            return self.unsupported("a guard".into());
-        }
-        if update.records.iter().any(Record::needs_rows) {
-            return self.unsupported("sums over rows".into());
-        }
         let mut pairs = self.pairs(params, grads, update.record_of)?;
         let is_sparse = |grad: &Grad<'_>| matches!(grad, Grad::Rows(..));
         let all_rows = |tensor: usize| update.rules[self.tensors[tensor].rule].spec().sparse() == Sparse::AllRows;
@@ -530,35 +591,71 @@ impl Engine for GpuEngine {
                 *pair = Pair::ABSENT;
             }
         }
-        if pairs.iter().all(Pair::is_absent) {
+        let guard = update.guard;
+        if pairs.iter().all(Pair::is_absent) && guard.is_none() {
             return Ok(Progress::Applied);
         }
+        self.find_rows(update, &pairs, grads)?;
         // Only what is dense has a schedule that is kept.
         let dense = |(pair, grad): (&Pair<_>, _)| if is_sparse(grad) { Pair::ABSENT } else { *pair };
         let dense: Vec<Pair<&GpuBuffer>> = pairs.iter().zip(grads).map(dense).collect();
         self.stage(&pairs, grads)?;
-        self.prepare(update.records)?;
-        self.schedule(Job::Update, &dense, update.record_of)?;
-        let row_grads = self.rows(update.rows, &pairs, grads, |tensor| all[tensor])?;
-        let sparse = match self.parts() {
-            Some(parts) if !row_grads.is_empty() => {
-                schedule::check(&parts, &pairs)?;
-                rows::dispatches(&parts, &row_grads, &pairs, update.record_of)?
-            }
-            _ => Vec::new(),
+        self.prepare(update.records, guard)?;
+        let row_grads = self.rows(update.rows, &pairs, grads, |tensor| all[tensor], guard.is_some())?;
+        let decision = match guard {
+            None => Decision::None,
+            Some(_) if row_grads.is_empty() => Decision::Now,
+            Some(_) => Decision::Later,
         };
-        let downloads = self.run(&pairs, params, grads, (&row_grads, &sparse), &[])?;
-        self.finish(downloads, params)?;
-        Ok(Progress::Applied)
+        self.schedule(Job::Update(decision), &dense, update.record_of)?;
+        let mut others = Others::default();
+        if let (Some(parts), false) = (self.parts(), row_grads.is_empty()) {
+            schedule::check(&parts, &pairs)?;
+            others.first = rows::sums(&parts, &row_grads)?;
+            if let (Some((measures, control)), Some(_)) = (parts.guard, guard) {
+                others.first.extend(rows::measures(&parts, &row_grads)?);
+                let mut lens: Vec<_> = dense
+                    .iter()
+                    .zip(&self.tensors)
+                    .map(|(pair, tensor)| if pair.is_absent() { 0 } else { tensor.parameter.len() })
+                    .collect();
+                for grad in &row_grads {
+                    lens[grad.tensor] = grad.len();
+                }
+                others.first.extend(measures.decide(&parts, control, &lens)?);
+            }
+            others.last = rows::updates(&parts, &row_grads, &pairs, update.record_of)?;
+        }
+        let downloads = self.run(&pairs, params, grads, (&row_grads, &others), &[], guard)?;
+        let waits = !downloads.pieces.is_empty() || self.kinds.iter().any(|kind| kind.offload.is_some());
+        if guard.is_none() {
+            self.finish(downloads, params)?;
+            return Ok(Progress::Applied);
+        }
+        if waits {
+            let verdict = self.finish(downloads, params)?;
+            return guard::verdict(&verdict).map(Progress::Decided);
+        }
+        self.guard.submit(&self.context, downloads.encoder)?;
+        Ok(Progress::Pending)
+    }
+
+    fn verdict(&mut self, wait: bool) -> Result<Option<Verdict>> {
+        self.guard.verdict(&self.context, wait)
     }
 
     fn control(&self) -> Result<Control> {
-        Ok(self.control)
+        self.context.ready()?;
+        self.guard.control(&self.context)
     }
 
     fn set_control(&mut self, control: &Control) -> Result<()> {
-        self.control = *control;
-        Ok(())
+        self.context.ready()?;
+        self.guard.set_control(&self.context, control)
+    }
+
+    fn loss_scale_memory(&self) -> Option<&dyn DeviceMemory> {
+        Some(self.guard.loss_scale())
     }
 
     fn seed(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>]) -> Result<()> {
@@ -592,11 +689,11 @@ impl Engine for GpuEngine {
             self.kinds[self.kind_of[tensor].0].need(&self.context, Own::Accumulated)?;
         }
         self.stage(&pairs, &[])?;
-        self.prepare(&[blank([weight, 0.0, 0.0, 0.0]), blank([weight, f32::from_bits(1), 0.0, 0.0])])?;
+        self.prepare(&[blank([weight, 0.0, 0.0, 0.0]), blank([weight, f32::from_bits(1), 0.0, 0.0])], None)?;
         let record_of: Vec<u32> = fresh.iter().map(|&fresh| u32::from(fresh)).collect();
         self.schedule(Job::Accumulate, &pairs, &record_of)?;
-        let downloads = self.run(&pairs, &[], grads, (&[], &[]), &zeros)?;
-        self.finish(downloads, &mut [])
+        let downloads = self.run(&pairs, &[], grads, (&[], &Others::default()), &zeros, None)?;
+        self.finish(downloads, &mut []).map(drop)
     }
 
     fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()> {

@@ -27,7 +27,7 @@ struct Dims {
     slices: u32,
     record: u32,
     momentum: u32,
-    pad: u32,
+    shaped: u32,
 }
 
 /// The shapes, and memory between the walks.
@@ -84,7 +84,7 @@ impl Factored {
             };
             let words = [rows, columns, stack, parameter.len(), parameter.len().div_ceil(SLICE)];
             let [rows, columns, stack, len, slices] = words.map(|word| u32::try_from(word).unwrap_or(u32::MAX));
-            dims.push(Dims { rows, columns, stack, len, slices, record: 0, momentum, pad: 0 });
+            dims.push(Dims { rows, columns, stack, len, slices, record: 0, momentum, shaped: 0 });
         }
         let places = slots.iter().map(|slot| match slot.shape {
             SlotShape::Rows => 0,
@@ -120,19 +120,23 @@ impl Factored {
         Some((&pages[piece.page], 4 * piece.offset + first * size, len))
     }
 
-    /// The dispatches of a step: all walks of each of these members, with their parameters, gradients and records.
+    /// The dispatches of a step: all walks of each of these members, with their parameters, gradients, records, and whether the
+    /// gradients have been shaped.
     pub(crate) fn dispatches(
         &self,
         parts: &Parts<'_>,
         kind: &Kind,
-        updated: &[(usize, [Place<'_>; 2], u32)],
+        updated: &[(usize, [Place<'_>; 2], u32, bool)],
     ) -> Result<Vec<Dispatch>> {
-        let dims: Vec<_> = updated.iter().map(|&(member, _, record)| [Dims { record, ..self.dims[member] }]).collect();
+        let dims: Vec<_> = updated
+            .iter()
+            .map(|&(member, _, record, shaped)| [Dims { record, shaped: shaped.into(), ..self.dims[member] }])
+            .collect();
         let lists: Vec<_> = dims.iter().map(|dims| &dims[..]).collect();
         let tables = parts.tables_for(wgpu::BufferUsages::UNIFORM, "dims", &lists)?;
 
         let mut dispatches = Vec::new();
-        for ((&(member, [params, grads], _), table), [dims]) in updated.iter().zip(&tables).zip(&dims) {
+        for ((&(member, [params, grads], ..), table), [dims]) in updated.iter().zip(&tables).zip(&dims) {
             let [piece] = *kind.layout.pieces_of(member) else { continue };
             let size = bytes(piece.len);
             let mut moments = [0, 1, 2].map(|place| (&self.nothing, 256 * place, 256));

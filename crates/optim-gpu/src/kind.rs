@@ -70,8 +70,10 @@ pub(crate) struct Kind {
     /// The indices of the tensors. Pieces of the layout count these.
     pub(crate) members: Vec<usize>,
     pub(crate) layout: Layout,
-    /// For each member the first of its rows.
-    pub(crate) rows: Vec<u32>,
+    /// For each member the first of its rows, and last where they end.
+    pub(crate) rows: Vec<usize>,
+    /// What gradients are shaped with row by row: two numbers for each row; made at their first use.
+    pub(crate) units: Option<wgpu::Buffer>,
     arrays: Vec<Array>,
     /// The state. Pages of state that is offloaded are one and the same buffer.
     pub(crate) pages: Vec<wgpu::Buffer>,
@@ -127,12 +129,14 @@ impl Kind {
         } else {
             None
         };
-        let rows = tensors.iter().scan(0, |end: &mut usize, tensor| {
+        let mut rows = vec![0];
+        rows.extend(tensors.iter().scan(0, |end: &mut usize, tensor| {
             *end += tensor.rows().0;
-            Some(word(*end - tensor.rows().0))
-        });
+            Some(*end)
+        }));
         let mut kind = Self {
-            rows: rows.collect(),
+            rows,
+            units: None,
             starts: starts(context, &layout, &arrays)?,
             pages: Vec::new(),
             own: HashMap::new(),
@@ -206,6 +210,20 @@ impl Kind {
             let pages = context.pages(sizes, &format!("{own:?}"))?;
             self.own.insert(own, pages);
         }
+        Ok(())
+    }
+
+    /// Makes room for the numbers of rows, if it is not there yet.
+    pub(crate) fn need_units(&mut self, context: &Context) -> Result<()> {
+        if self.units.is_some() {
+            return Ok(());
+        }
+        context.can_sum()?;
+        let (expected, got) = (bytes(2 * self.rows[self.members.len()].max(1)), context.binding);
+        if expected > got {
+            return Err(Error::DeviceLimit { what: "max_storage_buffer_binding_size", expected, got });
+        }
+        self.units = Some(context.create_buffer("units", expected, USAGE, false)?);
         Ok(())
     }
 

@@ -104,7 +104,16 @@ pub(crate) struct Tile {
     begin: u32,
     record: u32,
     key: u32,
+    rows: Rows,
+}
+
+/// The rows of a run of elements: that of the first among those of its kind, the elements from there to the row's end, those of a
+/// row. Each is cut at the most that a kernel can say, and no run is that long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct Rows {
     row: u32,
+    left: u32,
     width: u32,
 }
 
@@ -116,7 +125,15 @@ pub(crate) struct Common {
     /// The first of its rows among those of its kind.
     pub(crate) row: u32,
     /// The elements of a row.
-    pub(crate) width: u32,
+    pub(crate) width: usize,
+}
+
+impl Common {
+    fn rows(self, element: usize) -> Rows {
+        let width = self.width.max(1);
+        let cut = |elements: usize| u32::try_from(elements).unwrap_or(u32::MAX);
+        Rows { row: self.row + word(element / width), left: cut(width - element % width), width: cut(width) }
+    }
 }
 
 /// A run of one tensor's elements, and their gradient.
@@ -141,7 +158,7 @@ impl Stretch {
     pub(crate) fn tiles(self, common: Common, [params, grads]: [u64; 2]) -> impl Iterator<Item = Tile> {
         let tile = optim_shaders::TILE as usize;
         let begin = self.state % 4;
-        let Common { record, key, row, width } = common;
+        let Common { record, key, .. } = common;
         (0..begin + self.len).step_by(tile).map(move |done| Tile {
             param: low(self.param - params).wrapping_sub(word(begin)).wrapping_add(word(done)),
             grad: match self.grad {
@@ -155,8 +172,8 @@ impl Stretch {
             begin: if done == 0 { word(begin) } else { 0 },
             record,
             key,
-            row,
-            width,
+            // What is shaped row by row begins with its tile.
+            rows: common.rows(self.element + done),
         })
     }
 }
@@ -171,6 +188,7 @@ pub(crate) struct Slice {
     count: u32,
     record: u32,
     part: u32,
+    rows: Rows,
 }
 
 /// The elements of a slice.
@@ -178,17 +196,74 @@ pub(crate) const SLICE: usize = optim_shaders::SLICE as usize;
 
 impl Stretch {
     /// The slices of a whole piece, for bindings that begin with these elements; the tensor's parts begin at `part`.
-    pub(crate) fn slices(self, record: u32, part: usize, [params, grads]: [u64; 2]) -> impl Iterator<Item = Slice> {
+    pub(crate) fn slices(self, common: Common, part: usize, [params, grads]: [u64; 2]) -> impl Iterator<Item = Slice> {
         let grad = self.grad.unwrap_or(grads);
         (0..self.len).step_by(SLICE).map(move |done| Slice {
             param: low(self.param - params) + word(done),
             grad: low(grad - grads) + word(done),
             state: word(self.state + done),
             count: word(SLICE.min(self.len - done)),
-            record,
+            record: common.record,
             part: word(part + (self.element + done) / SLICE),
+            rows: common.rows(self.element + done),
         })
     }
+
+    /// The rows of a whole piece, for bindings that begin with these elements. All pieces of its tensor but the last have `window`
+    /// elements.
+    pub(crate) fn rows(self, common: Common, window: usize, [params, grads]: [u64; 2]) -> impl Iterator<Item = Row> {
+        let Common { record, row, width, .. } = common;
+        let (start, end) = (self.element, self.element + self.len);
+        let [resumed, carried] = carries(start, window);
+        let grad = self.grad.unwrap_or(grads);
+        (start / width..end.div_ceil(width)).map(move |nth| {
+            let (first, after) = (start.max(nth * width), end.min((nth + 1) * width));
+            let done = first - start;
+            Row {
+                param: low(self.param - params) + word(done),
+                grad: low(grad - grads) + word(done),
+                state: word(self.state + done),
+                count: word(after - first),
+                lane: word((first - nth * width) % optim_shaders::LANES as usize),
+                record,
+                row: row + word(nth),
+                width: rounded(width),
+                resumed: if first > nth * width { resumed } else { NO_CARRY },
+                carried: if after < (nth + 1) * width { carried } else { NO_CARRY },
+            }
+        })
+    }
+}
+
+/// A row, as far as it lies in one piece: the `Stretch` of `units.wgsl`.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Row {
+    param: u32,
+    grad: u32,
+    state: u32,
+    count: u32,
+    lane: u32,
+    record: u32,
+    row: u32,
+    width: f32,
+    resumed: u32,
+    carried: u32,
+}
+
+/// In place of a carry: there is none.
+pub(crate) const NO_CARRY: u32 = u32::MAX;
+
+/// The carry from which a piece takes what the one before has begun to sum, and that in which it leaves what it begins. All pieces
+/// of a tensor but the last have `window` elements.
+pub(crate) const fn carries(start: usize, window: usize) -> [u32; 2] {
+    let odd = word(start / window % 2);
+    [odd, 1 - odd]
+}
+
+#[allow(clippy::cast_precision_loss, reason = "the nearest number is meant")]
+const fn rounded(x: usize) -> f32 {
+    x as f32
 }
 
 /// The slices of one tensor: the `Span` of `reduce.wgsl`.
@@ -219,7 +294,7 @@ pub(crate) const fn word(x: usize) -> u32 {
 
 /// The low 32 bits: all of a distance within a binding.
 #[allow(clippy::cast_possible_truncation, reason = "a binding has fewer elements")]
-const fn low(x: u64) -> u32 {
+pub(crate) const fn low(x: u64) -> u32 {
     x as u32
 }
 

@@ -10,22 +10,55 @@
 //!
 //! # Dispatches
 //!
-//! Tensors are packed into pages; state lies in one buffer for each slot and page. Parameters and gradients that lie in
-//! memory of the same layout ([`GpuBackend::arena`], and everything that comes from the host) are updated by **one dispatch a
-//! page**, however many tensors and groups there are. Any other tensor has a dispatch of its own.
+//! Tensors that the same kernels update are of one *kind*: the same rule but for its hyper-parameters, the same element type, and
+//! their state kept alike. All state of a kind is packed into pages of at most one binding: a page is one buffer with all arrays
+//! of its tensors, one after the other.
+//!
+//! **One dispatch updates all tensors of a page whose parameters lie in one `wgpu::Buffer` and whose gradients, of one element
+//! type, lie in another**, wherever in these, as far as one binding reaches; however many tensors and groups there are. So it does
+//! for what comes from the host. A tensor in a buffer of its own has a dispatch of its own; memory from
+//! [`GpuBackend::arena`] has as few as there can be. A parameter whose length is not a multiple of four, in memory that is not
+//! from this backend, is kept apart as well.
 //!
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
 //!
 //! A rule that sums over each parameter first ([`Passes::Norms`](optim_core::rule::Passes), or a trust ratio) has two dispatches
-//! for each of these, and one more for all parameters together, which completes their records. Slices are summed in a fixed
-//! order that depends neither on the device nor on where memory lies.
+//! for each of these, and one more for each kind, which completes the records. Slices are summed in a fixed
+//! order that depends neither on the device nor on where memory lies. A rule with second moments by row and by column has a few
+//! for each tensor, and where a parameter or a gradient is not `f32`, or an average is kept, two more around them.
+//!
+//! Gradients that are centralized or clipped by units are summed row by row first: one more dispatch for each of these, with a
+//! workgroup for each row, and an update of their own. A row may be longer than a binding. The two numbers of each row of a kind
+//! must fit one binding: 16 million rows within WebGPU's default limits.
+//!
+//! # Guarded steps
+//!
+//! A step whose gradients are measured (norms are clipped, or the loss scale drops steps) decides on the device. Before the dispatches
+//! above come one for each set of gradients, which sums the squares of each slice and looks at the exponent bits of every element,
+//! one that adds the slices up, and one of a single workgroup that decides: it takes the scalars of the update that this step turns
+//! out to be from those that the host uploaded for each it may be, divides the loss scale out, clips, or marks the step to be
+//! skipped, and moves loss scale and counters on. What follows reads what it wrote; a step that is skipped runs, and stores
+//! nothing.
+//!
+//! **Such a step still is one submission that nobody waits for**, if parameters and state are on the device: its report is
+//! [`Pending`](optim_core::Outcome::Pending). The verdict is copied into a buffer of its own that the device maps, and each later
+//! step, or [`try_report`](optim_core::Optimizer::try_report), asks for those that are there without waiting
+//! ([`Counters::polls`]). The loss scale of the next step is at the beginning of a buffer of its own that kernels of the caller's may
+//! read ([`loss_scale_memory`](optim_core::Optimizer::loss_scale_memory), a [`GpuBuffer`] of one `f32`); they must not write it.
+//! With parameters on the host, or with offloaded state, the step waits anyway and knows.
+//!
+//! # Element types
+//!
+//! Parameters and gradients may be `f32`, `f16` or `bf16` in any mixture, and gradients may change their type from step to step: each
+//! new set of types compiles kernels at its first step. Kernels compute in `f32` and convert by integer arithmetic. Where an
+//! odd number of 16-bit elements ends in the middle of a word, the other half stays as it is.
 //!
 //! # Row-sparse gradients
 //!
 //! The lists come from the host, the values from the host or the device; nothing is read back. Rows that are listed more than
-//! once are summed by a kernel first. The dispatches are made anew at each step. The values of one gradient must fit one
-//! binding.
+//! once are summed by a kernel first, in `f32`. The dispatches are made anew at each step. The values of one gradient must fit one
+//! binding. There are none with 8-bit state.
 //!
 //! # Offloaded state
 //!
@@ -38,15 +71,18 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `device` | the device, its errors: every call to wgpu goes through `scoped` or `wait` |
-//! | `layout` | pages, pieces, tiles |
+//! | `layout` | pieces, tiles |
+//! | `kind` | tensors of one kind: their pages of state, and memory beside it |
 //! | `buffer`, `transfer` | memory on the device, and to and from it |
 //! | `pipeline` | from a rule to its kernels |
+//! | `factored` | the walks of a rule with second moments by row and by column |
 //! | `offload` | state that stays on the host |
 //! | `schedule` | from memory to a list of dispatches |
 //! | `rows` | the same for row-sparse gradients |
+//! | `guard` | what is measured and decided before an update, and how the host learns of it |
 //! | `engine` | a step |
 //!
-//! There is no file for a rule: its kernels follow from its source, its entry function and its slots.
+//! There is no file for a rule: its kernels follow from its source, its entry function and how its memory is kept.
 //!
 //! # Lost devices
 //!
@@ -67,6 +103,7 @@ mod buffer;
 mod device;
 mod engine;
 mod factored;
+mod guard;
 mod kind;
 mod layout;
 mod offload;

@@ -41,17 +41,25 @@ pub(crate) enum Sums {
     Factored,
 }
 
-/// One kernel of a program. The format is that of the gradients.
+/// One kernel of a program. The format is that of the gradients; the flag says whether they are shaped row by row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
     /// Sums the listed rows of a gradient.
     Rows(Format),
     /// Sums slices.
-    Measure(Format, Access),
+    Measure(Format, Access, bool),
     /// Completes the records from the sums.
     Finish,
     /// The rule's update.
-    Update(Format, Access),
+    Update(Format, Access, bool),
+    /// Makes the numbers of rows.
+    Units(Format),
+    /// Measures gradients for the guard.
+    Gradients(Format, Access),
+    /// Adds up what was measured of each.
+    Totals,
+    /// The guard's decision.
+    Decide,
     /// What needs no rule.
     Work(Work, Format, Access),
     /// A walk of a factored rule.
@@ -59,6 +67,11 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
+    /// Whether it shapes gradients row by row.
+    pub(crate) const fn reads_units(self) -> bool {
+        matches!(self, Self::Measure(_, _, true) | Self::Update(_, _, true) | Self::Work(Work::Shape, ..))
+    }
+
     /// The kernel's function.
     fn entry_point(self) -> &'static str {
         match self {
@@ -153,11 +166,17 @@ impl Program {
         let norms = if self.sums == Sums::Trust { Norms::Trust } else { Norms::Rule(&self.source) };
         match stage {
             Stage::Rows(values) => optim_shaders::compose_rows(values),
-            Stage::Measure(grad, access) => optim_shaders::compose_measure(&norms, &self.storage, grad, access),
+            Stage::Measure(grad, access, rows) => {
+                optim_shaders::compose_measure(&norms, &self.storage, grad, access, rows)
+            }
+            Stage::Units(grad) => optim_shaders::compose_units(&self.storage, grad),
+            Stage::Gradients(grad, access) => optim_shaders::compose_guard_measure(grad, access),
+            Stage::Totals => optim_shaders::compose_guard_totals(),
+            Stage::Decide => optim_shaders::compose_decide(),
             Stage::Finish => optim_shaders::compose_finish(&norms),
             Stage::Factored(_) => optim_shaders::compose_factored(&self.source, self.moments),
-            Stage::Update(grad, access) => {
-                optim_shaders::compose(&self.source, self.entry, &self.storage, grad, access)
+            Stage::Update(grad, access, rows) => {
+                optim_shaders::compose(&self.source, self.entry, &self.storage, grad, access, rows)
             }
             Stage::Work(work, grad, access) => optim_shaders::compose_work(work, &self.storage, grad, access),
         }
@@ -169,19 +188,31 @@ impl Program {
         const WRITE: Bound = Bound::Write;
         const UNIFORM: Bound = Bound::Uniform;
         let bound: &[Bound] = match stage {
-            Stage::Rows(_) => &[READ, READ, WRITE],
-            // Records, slices, params, grads, state, page; parts.
-            Stage::Measure(..) => &[READ, READ, READ, READ, READ, UNIFORM, WRITE],
+            // List, values, sums; or spans, parts, measured.
+            Stage::Rows(_) | Stage::Totals => &[READ, READ, WRITE],
+            // Records, slices, params, grads, state, page; parts; the rows' numbers.
+            Stage::Measure(_, _, false) => &[READ, READ, READ, READ, READ, UNIFORM, WRITE],
+            Stage::Measure(_, _, true) => &[READ, READ, READ, READ, READ, UNIFORM, WRITE, READ],
+            // The same; the rows' numbers, carries.
+            Stage::Units(_) => &[READ, READ, READ, READ, READ, UNIFORM, WRITE, WRITE],
+            // Guard, slices, loss scale, grads, parts, carries.
+            Stage::Gradients(..) => &[READ, READ, READ, READ, WRITE, WRITE],
+            // Records, variants, measured, groups, control, verdict.
+            Stage::Decide => &[WRITE, READ, READ, READ, WRITE, WRITE],
             // Records, spans, parts.
             Stage::Finish => &[WRITE, READ, READ],
             // Records, dims, params, grads, the moments, the rows' parts, the slices' sums.
             Stage::Factored(_) => &[WRITE, UNIFORM, WRITE, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
             // Records, tiles, params, grads, state, page; the scratch.
             Stage::Work(Work::Load, ..) => &[READ, READ, WRITE, READ, WRITE, UNIFORM, WRITE, WRITE],
+            Stage::Work(Work::Shape, ..) => &[READ, READ, WRITE, READ, WRITE, UNIFORM, WRITE, WRITE, READ],
+            // The same without scratch; the rows' numbers.
+            Stage::Update(_, _, true) => &[READ, READ, WRITE, READ, WRITE, UNIFORM, READ],
             Stage::Work(work, ..) if work.writes_grads() => &[READ, READ, WRITE, WRITE, WRITE, UNIFORM],
             Stage::Update(..) | Stage::Work(..) => &[READ, READ, WRITE, READ, WRITE, UNIFORM],
         };
-        let dynamic = |binding| binding == 0 && !matches!(stage, Stage::Rows(_));
+        let apart = matches!(stage, Stage::Rows(_) | Stage::Gradients(..) | Stage::Totals);
+        let dynamic = |binding| binding == 0 && !apart;
         (0..).zip(bound).map(|(binding, &bound)| entry(binding, bound, dynamic(binding))).collect()
     }
 }

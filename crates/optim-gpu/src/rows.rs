@@ -10,6 +10,7 @@ use optim_shaders::{Access, Format, WORKGROUP, Work};
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::guard::Elements;
 use crate::layout::{ALIGNMENT, Piece, bytes, grid};
 use crate::pipeline::Stage;
 use crate::schedule::{Dispatch, Extent, GRADIENT, Pair, Parts, Place, Runs};
@@ -26,7 +27,7 @@ pub(crate) struct RowGrad<'a> {
     pub(crate) format: Format,
     /// Whether rows that are not listed are updated too.
     pub(crate) all: bool,
-    /// Where the rows' sums go, if a row is listed more than once.
+    /// Where the rows' sums go, if a row is listed more than once or a guard measures them.
     pub(crate) sums: Option<wgpu::Buffer>,
 }
 
@@ -59,6 +60,11 @@ impl Scratch {
 }
 
 impl RowGrad<'_> {
+    /// The elements of the rows' sums.
+    pub(crate) const fn len(&self) -> usize {
+        self.list.rows.len() * self.width
+    }
+
     const fn values(&self) -> Place<'_> {
         Place { buffer: &self.values.0, offset: self.values.1, format: self.format }
     }
@@ -74,7 +80,7 @@ pub(crate) fn check_len(context: &Context, len: usize) -> Result<()> {
 }
 
 impl RowGrad<'_> {
-    /// The sums of the listed rows, if any is listed more than once.
+    /// The sums of the listed rows, if there is need of them.
     fn sum(&self, parts: &Parts<'_>) -> Result<Option<Dispatch>> {
         let Some(sums) = &self.sums else { return Ok(None) };
         let RowList { rows, starts, positions, .. } = self.list;
@@ -134,17 +140,36 @@ impl RowGrad<'_> {
     }
 }
 
-/// The dispatches of row-sparse gradients.
-pub(crate) fn dispatches<'a>(
+/// The sums of rows that are listed more than once.
+pub(crate) fn sums(parts: &Parts<'_>, grads: &[RowGrad<'_>]) -> Result<Vec<Dispatch>> {
+    grads.iter().filter_map(|grad| grad.sum(parts).transpose()).collect()
+}
+
+/// What a guard measures of row-sparse gradients: the sums of all listed rows.
+pub(crate) fn measures(parts: &Parts<'_>, grads: &[RowGrad<'_>]) -> Result<Vec<Dispatch>> {
+    let Some((measures, control)) = parts.guard else { return Ok(Vec::new()) };
+    let mut dispatches = Vec::new();
+    for grad in grads {
+        let (Some(sums), len) = (&grad.sums, grad.len()) else { continue };
+        let elements = Elements { tensor: grad.tensor, start: 0, len, whole: len, window: len, at: 0 };
+        let slices: Vec<_> = measures.slices(elements).collect();
+        let tables = parts.tables("slices", &[&slices])?;
+        let table = (tables[0].binding(), slices.len());
+        let sums = (grad.tensor, (sums, 0, sums.size()));
+        dispatches.push(measures.measure(parts, control, (Format::F32, Access::Whole), table, sums)?);
+    }
+    Ok(dispatches)
+}
+
+/// The updates by row-sparse gradients.
+pub(crate) fn updates<'a>(
     parts: &Parts<'a>,
     grads: &'a [RowGrad<'_>],
     pairs: &[Pair<&'a GpuBuffer>],
     record_of: &[u32],
 ) -> Result<Vec<Dispatch>> {
-    let mut dispatches = Vec::new();
     let (mut runs, mut averages) = (Runs::default(), Runs::default());
     for grad in grads {
-        dispatches.extend(grad.sum(parts)?);
         let (nth, member) = parts.kind_of[grad.tensor];
         let kind = &parts.kinds[nth];
         let values = match &grad.sums {
@@ -170,7 +195,8 @@ pub(crate) fn dispatches<'a>(
             }
         }
     }
-    dispatches.extend(runs.dispatches(parts, None, Stage::Update, record_of)?);
+    let update = |grad, access| Stage::Update(grad, access, false);
+    let mut dispatches = runs.dispatches(parts, None, update, record_of)?;
     let average = |grad, access| Stage::Work(Work::Average, grad, access);
     dispatches.extend(averages.dispatches(parts, None, average, record_of)?);
     Ok(dispatches)

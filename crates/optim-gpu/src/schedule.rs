@@ -12,9 +12,10 @@ use optim_shaders::{Access, Format, Work};
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::guard::{Elements, Measures};
 use crate::kind::{self, Kind, Own};
-use crate::layout::{Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, word};
-use crate::pipeline::{Kernel, Program, Stage};
+use crate::layout::{Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, low, word};
+use crate::pipeline::{Kernel, Program, Stage, Sums};
 
 /// Where one parameter or one gradient lies.
 #[derive(Debug, Clone, Copy)]
@@ -78,20 +79,34 @@ impl<B> Pair<B> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Job {
     /// The rules' update.
-    Update,
+    Update(Decision),
     /// Gradients are added to what has been accumulated: the parameters are that.
     Accumulate,
     /// Work without a rule, such as a seed.
     Work(Work),
 }
 
+/// What comes before an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Nothing.
+    None,
+    /// Gradients are measured for the guard, others than these as well; then it decides.
+    Later,
+    /// These gradients are measured, and the guard decides.
+    Now,
+}
+
 /// A list of dispatches, and what it was made for.
 #[derive(Debug)]
 pub(crate) struct Schedule {
+    /// What measures gradients for a guard, and the decision if it follows from them.
+    pub(crate) measures: Vec<Dispatch>,
     pub(crate) dispatches: Vec<Dispatch>,
     job: Job,
     pairs: Vec<Pair<GpuBuffer>>,
     record_of: Vec<u32>,
+    by_rows: Vec<bool>,
 }
 
 /// One dispatch.
@@ -147,15 +162,24 @@ pub(crate) struct Parts<'a> {
     pub(crate) nothing: &'a wgpu::Buffer,
     /// The ring of records, and the bytes of one place in it.
     pub(crate) records: (&'a wgpu::Buffer, u64),
+    /// For each tensor whether its gradient is shaped row by row.
+    pub(crate) by_rows: &'a [bool],
+    /// The running sums of rows that lie in two pieces.
+    pub(crate) carries: &'a wgpu::Buffer,
+    /// What a guard measures with, and its loss scale.
+    pub(crate) guard: Option<(&'a Measures, Binding<'a>)>,
 }
 
 impl Schedule {
     /// Whether it was made for this.
-    pub(crate) fn is_for(&self, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> bool {
+    pub(crate) fn is_for(&self, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32], by_rows: &[bool]) -> bool {
         let same = |(one, other): (&Pair<GpuBuffer>, &Pair<&GpuBuffer>)| {
             one.param.same(&other.param) && one.grad.same(&other.grad)
         };
-        self.job == job && self.record_of == record_of && self.pairs.iter().zip(pairs).all(same)
+        self.job == job
+            && self.record_of == record_of
+            && self.by_rows == by_rows
+            && self.pairs.iter().zip(pairs).all(same)
     }
 
     /// Whether it swaps averages and parameters.
@@ -166,14 +190,18 @@ impl Schedule {
     /// Checks the memory and makes the dispatches. Nothing that the caller can see is changed.
     pub(crate) fn new(parts: &Parts<'_>, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
-        let mut dispatches = Vec::new();
+        let (mut measures, mut dispatches) = (Vec::new(), Vec::new());
         for kind in 0..parts.kinds.len() {
             let members = Members { parts, kind, pairs, record_of };
+            if let (Job::Update(Decision::Later | Decision::Now), Some(guard)) = (job, parts.guard) {
+                measures.extend(members.runs(|_| true).gradients(parts, guard)?);
+            }
             dispatches.extend(match job {
-                Job::Update => members.update()?,
+                Job::Update(_) => members.update()?,
                 Job::Accumulate => {
                     let runs = members.runs(|_| true);
-                    runs.dispatches(parts, Some(parts.accumulate), Stage::Update, record_of)?
+                    let update = |grad, access| Stage::Update(grad, access, false);
+                    runs.dispatches(parts, Some(parts.accumulate), update, record_of)?
                 }
                 Job::Work(work) => {
                     let stage = |grad, access| Stage::Work(work, grad, access);
@@ -181,9 +209,17 @@ impl Schedule {
                 }
             });
         }
+        if let (Job::Update(Decision::Now), Some((guard, control))) = (job, parts.guard) {
+            let len = |(tensor, pair): (usize, &Pair<_>)| {
+                if pair.is_absent() { 0 } else { parts.tensors[tensor].parameter.len() }
+            };
+            let lens: Vec<_> = pairs.iter().enumerate().map(len).collect();
+            measures.extend(guard.decide(parts, control, &lens)?);
+        }
         let pairs =
             pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
-        Ok(Self { dispatches, job, pairs, record_of: record_of.to_vec() })
+        let (record_of, by_rows) = (record_of.to_vec(), parts.by_rows.to_vec());
+        Ok(Self { measures, dispatches, job, pairs, record_of, by_rows })
     }
 }
 
@@ -240,13 +276,26 @@ impl<'a> Members<'_, 'a> {
         if kind.factored.is_some() {
             return self.factored();
         }
-        let runs = self.runs(|_| true);
+        // Those whose gradients are shaped row by row have kernels of their own.
+        let [plain, by_rows] = [false, true].map(|by_rows| self.runs(|tensor| parts.by_rows[tensor] == by_rows));
         let mut dispatches = Vec::new();
-        if let Some(sums) = &kind.sums {
-            dispatches.extend(runs.measures(parts, sums, self.record_of)?);
+        let trust = kind.program.sums == Sums::Trust;
+        if let (Some(sums), true) = (&kind.sums, trust) {
+            for runs in [&plain, &by_rows] {
+                dispatches.extend(runs.measures(parts, sums, self.record_of, false)?);
+            }
             dispatches.extend(self.finish(sums)?);
         }
-        dispatches.extend(runs.dispatches(parts, None, Stage::Update, self.record_of)?);
+        dispatches.extend(by_rows.units(parts, self.record_of)?);
+        if let (Some(sums), false) = (&kind.sums, trust) {
+            dispatches.extend(plain.measures(parts, sums, self.record_of, false)?);
+            dispatches.extend(by_rows.measures(parts, sums, self.record_of, true)?);
+            dispatches.extend(self.finish(sums)?);
+        }
+        for (runs, by_rows) in [(&plain, false), (&by_rows, true)] {
+            let update = |grad, access| Stage::Update(grad, access, by_rows);
+            dispatches.extend(runs.dispatches(parts, None, update, self.record_of)?);
+        }
         Ok(dispatches)
     }
 
@@ -254,11 +303,17 @@ impl<'a> Members<'_, 'a> {
     fn factored(&self) -> Result<Vec<Dispatch>> {
         let (parts, kind) = (self.parts, self.kind());
         let Some(factored) = &kind.factored else { return Ok(Vec::new()) };
-        let copied = |tensor: usize| self.needs_copy(tensor);
+        let by_rows = |tensor: usize| parts.by_rows[tensor];
+        let copied = |tensor: usize| by_rows(tensor) || self.needs_copy(tensor);
         let scratch = [Side::Own(Own::ScratchParams), Side::Own(Own::ScratchGrads)];
 
         let load = |grad, access| Stage::Work(Work::Load, grad, access);
-        let mut dispatches = self.runs(copied).dispatches(parts, None, load, self.record_of)?;
+        let shape = |grad, access| Stage::Work(Work::Shape, grad, access);
+        let loaded = self.runs(|tensor| copied(tensor) && !by_rows(tensor));
+        let mut dispatches = loaded.dispatches(parts, None, load, self.record_of)?;
+        let shaped = self.runs(by_rows);
+        dispatches.extend(shaped.units(parts, self.record_of)?);
+        dispatches.extend(shaped.dispatches(parts, None, shape, self.record_of)?);
         let mut updated = Vec::new();
         for (member, &tensor) in kind.members.iter().enumerate() {
             let (pair, [piece]) = (&self.pairs[tensor], kind.layout.pieces_of(member)) else { continue };
@@ -266,7 +321,12 @@ impl<'a> Members<'_, 'a> {
                 continue;
             }
             let sides = if copied(tensor) { scratch } else { [pair.param, pair.grad] };
-            updated.push((member, sides.map(|side| side.place(parts, kind, *piece)), self.record_of[tensor]));
+            updated.push((
+                member,
+                sides.map(|side| side.place(parts, kind, *piece)),
+                self.record_of[tensor],
+                by_rows(tensor),
+            ));
         }
         dispatches.extend(factored.dispatches(parts, kind, &updated)?);
         let stored = self.runs_between(copied, |tensor| Pair { param: self.pairs[tensor].param, grad: scratch[0] });
@@ -465,12 +525,15 @@ impl<'a> Bounds<'a> {
     }
 }
 
+/// A buffer, and the format of its elements.
+type Source<'a> = (&'a wgpu::Buffer, Format);
+
 /// The runs of a step.
 #[derive(Debug, Default)]
 pub(crate) struct Runs<'a> {
     list: Vec<Run<'a>>,
     /// The latest of each sort.
-    latest: HashMap<(Group, [(&'a wgpu::Buffer, Format); 2]), usize>,
+    latest: HashMap<(Group, [Source<'a>; 2]), usize>,
 }
 
 impl<'a> Runs<'a> {
@@ -517,36 +580,84 @@ impl<'a> Runs<'a> {
             run.stretches.iter().flat_map(tiles).collect()
         };
         let tiles: Vec<Vec<_>> = self.list.iter().map(tiles).collect();
-        // Listed rows that are narrow have more tiles than a table holds.
-        let most = 4 * parts.table() / size_of::<crate::layout::Tile>();
-        let chunks: Vec<_> =
-            self.list.iter().zip(&tiles).flat_map(|(run, tiles)| tiles.chunks(most).map(move |c| (run, c))).collect();
-        let lists: Vec<_> = chunks.iter().map(|(_, tiles)| *tiles).collect();
-        let tables = parts.tables("tiles", &lists)?;
-        let dispatch = |((run, tiles), table): (&(&Run<'_>, &[_]), &Table)| {
-            run.dispatch(parts, program, stage(run.grad, run.group.2), table, tiles.len(), None)
-        };
-        chunks.iter().zip(&tables).map(dispatch).collect()
+        self.in_tables(parts, "tiles", &tiles, |run, table, entries| {
+            run.dispatch(parts, program, stage(run.grad, run.group.2), table, entries, None)
+        })
     }
 
-    /// The sums of slices.
-    fn measures(&self, parts: &Parts<'_>, sums: &PartialSums, record_of: &[u32]) -> Result<Vec<Dispatch>> {
+    /// The sums of slices, of gradients that are shaped row by row or not.
+    fn measures(
+        &self,
+        parts: &Parts<'_>,
+        sums: &PartialSums,
+        record_of: &[u32],
+        by_rows: bool,
+    ) -> Result<Vec<Dispatch>> {
         let slices = |run: &Run<'_>| -> Vec<_> {
             let bounds = [run.sides[0].first(), run.sides[1].first()];
             let slices = |stretch: &Stretch| {
                 let part = sums.starts[parts.kind_of[stretch.tensor].1];
-                stretch.slices(record_of[stretch.tensor], part, bounds)
+                stretch.slices(parts.common(stretch.tensor, record_of[stretch.tensor]), part, bounds)
             };
             run.stretches.iter().flat_map(slices).collect()
         };
         let slices: Vec<Vec<_>> = self.list.iter().map(slices).collect();
-        let lists: Vec<_> = slices.iter().map(Vec::as_slice).collect();
-        let tables = parts.tables("slices", &lists)?;
-        let dispatch = |((run, slices), table): ((&Run<'_>, &Vec<_>), &Table)| {
-            let stage = Stage::Measure(run.grad, run.group.2);
-            run.dispatch(parts, None, stage, table, slices.len(), Some(sums.binding()))
+        self.in_tables(parts, "slices", &slices, |run, table, entries| {
+            let stage = Stage::Measure(run.grad, run.group.2, by_rows);
+            run.dispatch(parts, None, stage, table, entries, Some(sums.binding()))
+        })
+    }
+
+    /// The numbers of all rows.
+    fn units(&self, parts: &Parts<'_>, record_of: &[u32]) -> Result<Vec<Dispatch>> {
+        let rows = |run: &Run<'_>| -> Vec<_> {
+            let bounds = [run.sides[0].first(), run.sides[1].first()];
+            let rows = |stretch: &Stretch| {
+                let common = parts.common(stretch.tensor, record_of[stretch.tensor]);
+                stretch.rows(common, parts.kinds[run.group.0].layout.window, bounds)
+            };
+            run.stretches.iter().flat_map(rows).collect()
         };
-        self.list.iter().zip(&slices).zip(&tables).map(dispatch).collect()
+        let rows: Vec<Vec<_>> = self.list.iter().map(rows).collect();
+        self.in_tables(parts, "rows", &rows, |run, table, entries| {
+            run.dispatch(parts, None, Stage::Units(run.grad), table, entries, None)
+        })
+    }
+
+    /// What a guard measures of the gradients.
+    fn gradients(&self, parts: &Parts<'_>, (measures, control): (&Measures, Binding<'_>)) -> Result<Vec<Dispatch>> {
+        let slices = |run: &Run<'_>| -> Vec<_> {
+            let slices = |stretch: &Stretch| {
+                let Stretch { tensor, element: start, len, grad, .. } = *stretch;
+                let first = run.sides[1].first();
+                let (whole, window) = (parts.tensors[tensor].parameter.len(), parts.kinds[run.group.0].layout.window);
+                measures.slices(Elements { tensor, start, len, whole, window, at: low(grad.unwrap_or(first) - first) })
+            };
+            run.stretches.iter().flat_map(slices).collect()
+        };
+        let slices: Vec<Vec<_>> = self.list.iter().map(slices).collect();
+        self.in_tables(parts, "slices", &slices, |run, table, entries| {
+            let tensor = run.stretches.first().map_or(0, |stretch| stretch.tensor);
+            let grads = (tensor, run.sides[1].binding());
+            measures.measure(parts, control, (run.grad, run.group.2), (table.binding(), entries), grads)
+        })
+    }
+
+    /// A dispatch for each table of each run: there may be more entries than one holds.
+    fn in_tables<T: Pod>(
+        &self,
+        parts: &Parts<'_>,
+        label: &str,
+        entries: &[Vec<T>],
+        dispatch: impl Fn(&Run<'_>, &Table, usize) -> Result<Dispatch>,
+    ) -> Result<Vec<Dispatch>> {
+        let most = 4 * parts.table() / size_of::<T>();
+        let runs = self.list.iter().zip(entries);
+        let chunks: Vec<_> =
+            runs.flat_map(|(run, entries)| entries.chunks(most).map(move |chunk| (run, chunk))).collect();
+        let lists: Vec<_> = chunks.iter().map(|(_, entries)| *entries).collect();
+        let tables = parts.tables(label, &lists)?;
+        chunks.iter().zip(&tables).map(|((run, entries), table)| dispatch(run, table, entries.len())).collect()
     }
 }
 
@@ -568,11 +679,17 @@ impl Run<'_> {
         let [params, grads] = self.sides.map(|side| side.binding());
         let mut bindings = vec![parts.records(), table.binding(), params, grads, state, starts];
         bindings.extend(last);
-        if let Stage::Work(Work::Load, ..) = stage {
+        if let Stage::Work(Work::Load | Work::Shape, ..) = stage {
             for own in [Own::ScratchParams, Own::ScratchGrads] {
                 let buffer = &owner.own(own)[page];
                 bindings.push((buffer, 0, buffer.size()));
             }
+        }
+        if stage.reads_units() || matches!(stage, Stage::Units(_)) {
+            bindings.extend(owner.units.iter().map(|units| (units, 0, units.size())));
+        }
+        if let Stage::Units(_) = stage {
+            bindings.push((parts.carries, 0, parts.carries.size()));
         }
         let tensor = self.stretches.first().map_or(0, |stretch| stretch.tensor);
         let bindings = parts.bind(&kernel, tensor, &bindings)?;
@@ -613,8 +730,8 @@ impl Parts<'_> {
     fn common(&self, tensor: usize, record: u32) -> Common {
         let (kind, member) = self.kind_of[tensor];
         let Tensor { key, .. } = self.tensors[tensor];
-        let width = word(self.tensors[tensor].rows().1);
-        Common { record, key, row: self.kinds[kind].rows[member], width }
+        let width = self.tensors[tensor].rows().1;
+        Common { record, key, row: word(self.kinds[kind].rows[member]), width }
     }
 
     /// Binds what a kernel works on; the third and the fourth are a tensor's parameter and gradient. A buffer that wgpu refuses is

@@ -136,8 +136,9 @@ impl Optimizer {
         Ok(self.frozen[self.index(parameter)?])
     }
 
-    /// Adds a group of listed parameters, which come behind all others in a step. It inherits what the optimizer was built with. Their
-    /// state begins anew, at the optimizer's step count; that of the others goes on. All state is copied once.
+    /// Adds a group of listed parameters, which come behind all others in a step. It inherits what the optimizer was built with
+    /// (layer-wise decay of rates counts its layers by themselves). Their state begins
+    /// anew, at the optimizer's step count; that of the others goes on. All state is copied once.
     ///
     /// # Errors
     /// As [`Builder::build`](crate::Builder::build); [`Error::State`] while gradients are accumulated or averages stand in the parameters.
@@ -203,7 +204,9 @@ impl Optimizer {
         self.refuse_swapped("setting masters anew")?;
         self.check_params(params)?;
         self.seeded.fill(false);
-        self.seed(params)
+        self.seed(params)?;
+        self.seeded.fill(true);
+        Ok(())
     }
 
     /// Writes the averages into the parameters' memory, rounded to its type, for an evaluation. What was there is kept, in memory
