@@ -59,3 +59,5 @@ mod state;
 // The same bits for any number of threads.
 #[cfg(feature = "cpu")]
 mod threads;
+// State that came from PyTorch, and that PyTorch went on from.
+mod torch_state;

@@ -34,6 +34,45 @@
 //!
 //! Other keys are left alone. Files of version 1 will be read by every later version of this library.
 //!
+//! # From and to PyTorch
+//!
+//! A script, `examples/torch_state.py` of the crate `optimizers`, makes a state file of the state of PyTorch's optimizers, and PyTorch's
+//! of a state file. It needs Python with `torch` and `safetensors`, and is a module too (`from torch_state import to_file, from_file`):
+//!
+//! ```sh
+//! python torch_state.py export run.pt run.safetensors --rule AdamW --names names.txt
+//! python torch_state.py import run.safetensors run.pt --names names.txt
+//! ```
+//!
+//! `names.txt` has the parameters' names, one a line, in the order in which PyTorch's optimizer took them. Either side goes on as the
+//! other would have: held to 1e-6 of a tensor's largest absolute value, after 10 updates here and 10 there.
+//!
+//! | PyTorch | here | PyTorch's field → slot |
+//! | --- | --- | --- |
+//! | `Adam` | `Adam::torch()` | `exp_avg` → `moment1`, `exp_avg_sq` → `moment2`, `max_exp_avg_sq` → `vhat` |
+//! | `AdamW` | `AdamW` | `exp_avg` → `moment1`, `exp_avg_sq` → `moment2`, `max_exp_avg_sq` → `vhat` |
+//! | `SGD` | `Sgd::torch()` | `momentum_buffer` → `accum` |
+//! | `RMSprop` | `RmsProp::torch()` | `square_avg` → `ms`, `momentum_buffer` → `moment`, `grad_avg` → `mg` |
+//! | `Adagrad` | `Adagrad::torch()` | `sum` → `accum` |
+//! | `Adamax` | `AdaMax::torch()` | `exp_avg` → `moment1`, `exp_inf` → `moment2` |
+//! | `NAdam` | `NAdam` | `exp_avg` → `moment1`, `exp_avg_sq` → `moment2` |
+//! | `RAdam` | `RAdam` | `exp_avg` → `moment1`, `exp_avg_sq` → `moment2` |
+//! | `Adadelta` | `Adadelta` | `square_avg` → `accum`, `acc_delta` → `accum_update` |
+//! | `Rprop` | `Rprop::torch()` | `prev` → `prev`, `step_size` → `step_size` |
+//! | `ASGD` | `Asgd::torch()` | `ax` → `ax` |
+//!
+//! - A parameter's `step` becomes the step count, which is one for all here: parameters whose counts differ need `--step`. PyTorch's
+//!   `SGD` counts none: it always does. A parameter without state there is one that was never `updated` here. PyTorch begins to count
+//!   such a one at 1, this library goes on with its count: imported, it has zeros and that count, but no state where a rule's first
+//!   update is unlike the others (`SGD`, `Rprop`, `ASGD`).
+//! - `mu_product` of `NAdam`, `eta` and `mu` of `ASGD` follow from step count and options: they are checked when exported and made when
+//!   imported. `beta_powers` are made when exported.
+//! - Rates and other options go along, for [`Hyper::KeepSaved`](optim_core::Hyper::KeepSaved) here and always to PyTorch. A schedule
+//!   goes to PyTorch as the rate that it last gave; what moves PyTorch's rates stays there.
+//! - PyTorch decays every parameter. Here, without groups, names with `beta` or `gamma` are exempt: `decay_filter(|_| true)`
+//!   [ends that](optim_core::Builder::decay_filter).
+//! - Parameters and state in `f32` only. Averages and the loss scale do not go to PyTorch. Whatever else has no counterpart is an error.
+//!
 //! # What a file may do
 //!
 //! Nothing but be refused. The header is read only if the file is as long as it says; offsets must cover the data without gap or overlap,
