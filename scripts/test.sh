@@ -37,6 +37,7 @@ case "$code $(echo "$lines" | wc -l) $lines" in
         ;;
 esac
 
-# Each backend alone.
+# Each backend alone. What is about files has been tested at length.
+unset OPTIM_TEST_FUZZ_SECONDS OPTIM_TEST_KILLS
 cargo test -p optimizers -p optim-tests --no-default-features --features optimizers/cpu,optim-tests/cpu
 cargo test -p optimizers -p optim-tests --no-default-features --features optimizers/gpu,optim-tests/gpu
