@@ -1030,7 +1030,8 @@ mod guarded_steps {
                 assert_eq!(report(&mut optimizer, &params, &grads).outcome, Outcome::Pending, "step {step}");
             }
             assert_eq!(since(before), [4 * 30, 30, 0], "dispatches, submits, waits");
-            assert!(gpu_counters().polls - before.polls >= 29, "each step but the first looks for verdicts");
+            // Submitting may deliver a verdict too, so that there is nothing to look for.
+            assert!(gpu_counters().polls - before.polls <= 30, "at most one look a step");
             for step in 1..=30 {
                 let report = optimizer.wait_report().unwrap().unwrap();
                 assert_eq!((report.outcome, report.step), (Outcome::Applied, step));
