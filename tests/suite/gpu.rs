@@ -790,6 +790,10 @@ mod memory {
             DType::F32
         }
 
+        fn to_host(&self) -> Result<Vec<f32>> {
+            panic!("nobody reads it")
+        }
+
         fn as_any(&self) -> &dyn Any {
             self
         }
@@ -1038,6 +1042,24 @@ mod guarded_steps {
             }
             assert_eq!(optimizer.wait_report().unwrap(), None);
         });
+    }
+
+    /// A watched step waits, and leaves earlier reports where they are.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn may_be_watched() {
+        let mut optimizer = guarded(gpu(), &[300], DynamicLossScale { init_loss_scale: 8.0, ..Default::default() });
+        let param = gpu().filled(300, 2.0).unwrap();
+        let grad = gpu().filled(300, 1.0).unwrap();
+        assert_eq!(report(&mut optimizer, from_ref(&param), from_ref(&grad)).outcome, Outcome::Pending);
+        let before = f64::from(param.read().unwrap()[0]);
+        let watched = optimizer.step_watched(&mut [(&param).into()], &[(&grad).into()]).unwrap();
+        assert_eq!((watched.outcome, watched.step), (Outcome::Applied, 2));
+        let ratio = watched.update_ratios.unwrap()[0];
+        let expected = (before - f64::from(param.read().unwrap()[0])) / before;
+        assert!(expected > 0.0 && (ratio - expected).abs() <= 1e-12, "{ratio} instead of {expected}");
+        assert_eq!(optimizer.try_report().unwrap().map(|report| (report.step, report.update_ratios)), Some((1, None)));
+        assert_eq!(optimizer.try_report().unwrap(), None);
     }
 
     #[test]

@@ -71,6 +71,28 @@ impl Pair {
 }
 
 on_every_backend! {
+    /// How far each parameter moved, as it is stored; nothing for one without a gradient and for a step that is skipped.
+    fn watched_steps(target) {
+        let lr = 1.0 / 1024.0;
+        let names = [("plain", DType::F32), ("lost", DType::Bf16), ("zero", DType::F32), ("none", DType::F32)];
+        let params = names.map(|(name, dtype)| Parameter::new(name, [2]).with_dtype(dtype));
+        let builder = Sgd { lr: lr.into(), ..Sgd::default() }.params(params).master(Master::None).guard(true);
+        let start = [vec![3.0, 4.0], vec![1.0; 2], vec![0.0; 2], vec![1.0; 2]];
+        let mut training = Training::new(builder, target, &start).unwrap();
+        let mut step = |g: f32| {
+            let g = [g; 2];
+            let grads = [Grad::from(&g), Grad::from(&g), Grad::from(&g), Grad::None];
+            training.with(|optimizer, params| optimizer.step_watched(params, &grads)).unwrap()
+        };
+        let report = step(f32::NAN);
+        assert_eq!((report.outcome, report.update_ratios), (Outcome::Skipped(Skip::NotFinite), Some([0.0; 4].into())));
+        let report = step(1.0);
+        assert_eq!((report.outcome, report.step), (Outcome::Applied, 1));
+        let ratios = report.update_ratios.unwrap();
+        assert_near(ratios[0], lr * 2.0_f64.sqrt() / 5.0, "plain");
+        assert_eq!(ratios[1..], [0.0, f64::INFINITY, 0.0]);
+    }
+
     /// A number is not checked: what is not finite reaches the weights. Each of the others keeps it out.
     fn who_keeps_out_what_is_not_finite(target) {
         let undropped = FixedLossScale { loss_scale: 1.0, drop_overflow_update: false };

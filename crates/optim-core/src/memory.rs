@@ -5,7 +5,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use crate::DType;
+use crate::{DType, Result};
 
 /// Memory that lives on a device: a GPU buffer with an offset and a length. Each backend brings its own type and recognizes
 /// it by [`as_any`](Self::as_any).
@@ -22,6 +22,12 @@ pub trait DeviceMemory: fmt::Debug + Send + Sync {
 
     /// The element type.
     fn dtype(&self) -> DType;
+
+    /// The elements, as `f32`. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device returns; memory that cannot be read.
+    fn to_host(&self) -> Result<Vec<f32>>;
 
     /// For the backend to find its own type.
     fn as_any(&self) -> &dyn Any;

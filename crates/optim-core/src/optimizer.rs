@@ -20,6 +20,7 @@ mod change;
 mod explain;
 mod state;
 mod surgery;
+mod watch;
 
 pub use explain::Explanation;
 
@@ -343,7 +344,7 @@ impl Optimizer {
                 let (outcome, last) = (Outcome::Pending, Arc::clone(&rates[rates.len() - 1]));
                 let present = if self.updated.contains(&false) { present.collect() } else { Vec::new() };
                 self.pending.push_back(PendingStep { rates, first: self.step, present });
-                return Ok(StepReport { outcome, step, rates: last, gradients: None });
+                return Ok(StepReport { outcome, step, rates: last, gradients: None, update_ratios: None });
             }
         };
         if verdict.as_ref().is_none_or(|verdict| verdict.skip.is_none()) {
@@ -372,7 +373,8 @@ impl Optimizer {
         }
         let step = self.step + u64::from(skip.is_some());
         let outcome = skip.map_or(Outcome::Applied, Outcome::Skipped);
-        let Some(verdict) = verdict else { return Ok(StepReport { outcome, step, rates, gradients: None }) };
+        let mut report = StepReport { outcome, step, rates, gradients: None, update_ratios: None };
+        let Some(verdict) = verdict else { return Ok(report) };
         self.scale = verdict.scale;
         let first_non_finite = verdict.first_bad.map(|index| self.parameters[index].name().to_owned());
         if skip.is_some() && verdict.bad > self.settings.loss_scale.max_skips() {
@@ -380,7 +382,7 @@ impl Optimizer {
             return Err(Error::TooManySkips { name, skips: verdict.bad });
         }
         let plain = self.settings.loss_scale.plain();
-        let gradients = Gradients {
+        report.gradients = Some(Gradients {
             norm: verdict.norm,
             group_norms: verdict.group_norms,
             clip: verdict.clip,
@@ -388,8 +390,8 @@ impl Optimizer {
             next_loss_scale: plain * f64::from(verdict.scale),
             skips: verdict.bad,
             first_non_finite,
-        };
-        Ok(StepReport { outcome, step, rates, gradients: Some(gradients) })
+        });
+        Ok(report)
     }
 
     /// Takes in the verdicts that have arrived; with `wait`, at least one if any is pending.

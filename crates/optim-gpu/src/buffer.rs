@@ -235,6 +235,14 @@ impl DeviceMemory for GpuBuffer {
         self.dtype
     }
 
+    fn to_host(&self) -> Result<Vec<f32>> {
+        match self.dtype {
+            DType::F16 => Ok(self.read_of::<f16>()?.iter().map(|value| value.to_f32()).collect()),
+            DType::Bf16 => Ok(self.read_of::<bf16>()?.iter().map(|value| value.to_f32()).collect()),
+            DType::F32 => self.read(),
+        }
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
