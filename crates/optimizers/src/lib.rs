@@ -67,3 +67,8 @@ pub use optim_cpu::CpuBackend;
 pub use optim_gpu as gpu;
 #[cfg(feature = "gpu")]
 pub use optim_gpu::{GpuBackend, GpuBuffer};
+
+/// The README's example, as a test.
+#[cfg(all(doctest, feature = "cpu"))]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
