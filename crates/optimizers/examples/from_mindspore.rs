@@ -16,7 +16,7 @@ use optimizers::dynamic_lr::cosine_decay_lr;
 use optimizers::{Backend, DynamicLossScale, Grad, Momentum, ParamGroup, ParamMut, Parameter};
 
 use crate::data::{DIGITS, Digits, PIXELS};
-use crate::network::Network;
+use crate::network::{Evaluation, Network};
 use crate::random::Random;
 
 const EPOCHS: u64 = 10;
@@ -69,8 +69,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     // print(optimizer.global_step, model.eval(test))
-    let accuracy = network.evaluate(&test).accuracy;
-    println!("{} updates, test accuracy: {accuracy:.3}", optimizer.step_count());
+    let Evaluation { loss, accuracy } = network.evaluate(&test);
+    println!("{} updates, test loss {loss:.4}, weights hash {:016x}", optimizer.step_count(), network.hash());
+    println!("test accuracy: {accuracy:.3}");
     if accuracy < 0.9 {
         return Err("nine digits out of ten are recognized".into());
     }

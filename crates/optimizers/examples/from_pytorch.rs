@@ -16,7 +16,7 @@ use optimizers::schedule::{CosineDecay, Linear};
 use optimizers::{AdamW, Backend, Grad, ParamMut, Parameter, Schedule};
 
 use crate::data::{DIGITS, Digits, PIXELS};
-use crate::network::Network;
+use crate::network::{Evaluation, Network};
 use crate::random::Random;
 
 const EPOCHS: u64 = 10;
@@ -72,8 +72,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // averaged.eval()
     optimizer.swap_ema_in(&mut network.tensors_mut().map(Into::into).collect::<Vec<_>>())?;
-    let accuracy = network.evaluate(&test).accuracy;
-    println!("{} updates, test accuracy of the averages: {accuracy:.3}", optimizer.step_count());
+    let Evaluation { loss, accuracy } = network.evaluate(&test);
+    println!("{} updates, test loss {loss:.4}, averages hash {:016x}", optimizer.step_count(), network.hash());
+    println!("test accuracy of the averages: {accuracy:.3}");
     if accuracy < 0.9 {
         return Err("nine digits out of ten are recognized".into());
     }

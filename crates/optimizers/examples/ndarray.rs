@@ -23,7 +23,7 @@ const BATCH: usize = 32;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut random = Random::new(0);
     let Digits { mut train, test } = Digits::load(&mut random)?;
-    let mut weight = Array2::<f32>::zeros((PIXELS, DIGITS));
+    let mut weight = Array2::from_shape_simple_fn((PIXELS, DIGITS), || random.uniform(0.01));
     let mut bias = Array1::<f32>::zeros(DIGITS);
 
     let updates = EPOCHS * train.len().div_ceil(BATCH) as u64;

@@ -20,7 +20,7 @@ use optimizers::{
 };
 
 use crate::data::{DIGITS, Digits, Image, PIXELS};
-use crate::network::Network;
+use crate::network::{Evaluation, Network};
 use crate::random::Random;
 
 const WIDTHS: [usize; 3] = [PIXELS, 32, DIGITS];
@@ -55,7 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let same = elements().filter(|(whole, resumed)| whole.to_bits() == resumed.to_bits()).count();
     println!("{same} of {} weights are the same, bit for bit", elements().count());
     read(&weights, &mut network);
-    println!("test accuracy: {:.3}", network.evaluate(&test).accuracy);
+    let Evaluation { loss, accuracy } = network.evaluate(&test);
+    println!("test loss {loss:.4}, accuracy {accuracy:.3}, weights hash {:016x}", network.hash());
     if whole != weights {
         return Err("the resumed run went another way".into());
     }
