@@ -59,7 +59,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..EPOCHS {
         random.shuffle(&mut train);
         for batch in train.chunks(BATCH) {
-            network.loss_and_gradient(batch, optimizer.loss_scale()? as f32, &mut gradient);
+            #[allow(clippy::cast_possible_truncation, reason = "a loss scale is a power of two")]
+            let scale = optimizer.loss_scale()? as f32;
+            network.loss_and_gradient(batch, scale, &mut gradient);
             let mut params: Vec<ParamMut<'_>> = network.tensors_mut().map(Into::into).collect();
             let grads: Vec<Grad<'_>> = gradient.tensors().map(Into::into).collect();
             if !optimizer.step(&mut params, &grads)?.applied() {

@@ -88,6 +88,7 @@ fn steps(
     for batch in batches {
         let from = batch * BATCH % (images.len() - BATCH);
         read(weights, network);
+        #[allow(clippy::cast_possible_truncation, reason = "a loss scale is a power of two")]
         let scale = optimizer.loss_scale()? as f32;
         network.loss_and_gradient(&images[from..from + BATCH], scale, &mut gradient);
         let gradients: Vec<Vec<f16>> = gradient.tensors().map(|tensor| halves(tensor)).collect();
