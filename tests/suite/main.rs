@@ -25,8 +25,12 @@ mod golden;
 mod gpu;
 // Who is in which group, and what a group inherits.
 mod groups;
+// The guide's tables of arguments against the configs.
+mod guide;
 // Every rule against its naive f64 twin.
 mod judge;
+// What documents point at.
+mod links;
 // Sequences of overflows against MindSpore's loss scale managers.
 mod loss_scale;
 // The strict reader of the golden trajectories' manifest.

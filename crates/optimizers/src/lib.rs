@@ -32,6 +32,8 @@
 //! # }
 //! ```
 //!
+//! The [guide](guide) goes on from here, topic by topic, and says how to come from MindSpore, PyTorch or candle.
+//!
 //! # Crate layout
 //!
 //! This crate has no logic: it re-exports the contract (`optim-core`) and the backends (`optim-cpu`, `optim-gpu`), and adds
@@ -41,6 +43,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+pub mod guide;
 
 pub use backend::Backend;
 /// State files.
@@ -64,3 +67,8 @@ pub use optim_cpu::CpuBackend;
 pub use optim_gpu as gpu;
 #[cfg(feature = "gpu")]
 pub use optim_gpu::{GpuBackend, GpuBuffer};
+
+/// The README's example, as a test.
+#[cfg(all(doctest, feature = "cpu"))]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
