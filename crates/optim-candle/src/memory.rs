@@ -14,10 +14,10 @@ use optim_core::{Grad, ParamMut, Parameter};
 use crate::{Error, Result};
 
 /// The most vars that are locked on the caller's stack; more get a thread, and so a stack, of their own.
-const ON_CALLERS_STACK: usize = 256;
+const ON_CALLERS_STACK: usize = 128;
 
-/// The stack that one var takes: more than is needed without optimization.
-const STACK_PER_VAR: usize = 4 << 10;
+/// The stack that one var takes, with room to spare in a build without optimization. The system lends only what is used of it.
+const STACK_PER_VAR: usize = 16 << 10;
 
 /// The stack for all that is not nested.
 const STACK: usize = 1 << 20;
