@@ -1,7 +1,5 @@
 //! The error type.
 
-use std::io;
-
 use candle_core::{DType, DeviceLocation};
 
 /// `Result` with this crate's [`Error`].
@@ -58,16 +56,6 @@ pub enum Error {
         expected: Vec<usize>,
         /// The gradient's shape.
         got: Vec<usize>,
-    },
-    /// The system has no thread for the locks of so many vars.
-    #[error("no thread with a stack of {bytes} bytes, to lock {vars} vars at once: {source}")]
-    Stack {
-        /// The number of vars.
-        vars: usize,
-        /// The size that was asked for.
-        bytes: usize,
-        /// The system's answer.
-        source: io::Error,
     },
     /// The optimizer refuses; its errors name vars "parameters".
     #[error(transparent)]

@@ -62,6 +62,10 @@
 //!
 //! Vars are `f32`, `f16` or `bf16` and on the CPU. A var without a gradient is left alone, and so is its state.
 //!
+//! The locks stand on the stack, at most 512 KiB of the caller's; with more than some hundred vars the innermost are taken, and
+//! the step is done, on a thread that lives as long. There is no limit to the number of vars. **Trap**: such a thread is in no pool
+//! of rayon's, so give a pool by [`from_named_on`](VarOptimizer::from_named_on) rather than by `install`.
+//!
 //! **Trap**: while a step has the vars locked, another thread that computes with them waits, as does the step for one that does when it
 //! begins. Should that thread read two vars in one operation (`a + b`, a normalization's scale and shift), both may wait for ever.
 //! Give such a thread copies.

@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::panic::resume_unwind;
+use std::ptr;
 use std::thread;
 
 use candle_core::backprop::GradStore;
@@ -13,67 +14,107 @@ use optim_core::{Grad, ParamMut, Parameter};
 
 use crate::{Error, Result};
 
-/// The most vars that are locked on the caller's stack; more get a thread, and so a stack, of their own.
-const ON_CALLERS_STACK: usize = 128;
+/// The bytes of the caller's stack that locks may take, those of some hundred vars: half of the smallest stack that is usual. The
+/// rest gets a thread, and so a stack, of its own.
+const CALLERS_ROOM: usize = 512 << 10;
 
-/// The stack that one var takes, with room to spare in a build without optimization. The system lends only what is used of it.
-const STACK_PER_VAR: usize = 16 << 10;
+/// The bytes that locks may take of a stack of their own, of which the system lends what is used.
+const OWN_ROOM: usize = 15 << 20;
 
-/// The stack for all that is not nested.
-const STACK: usize = 1 << 20;
+/// The size of such a stack.
+const OWN_STACK: usize = OWN_ROOM + (1 << 20);
 
 /// Calls `run` with the memory of all vars, each locked until it returns. No var may be there twice: it would wait for itself.
 pub(crate) fn lock<R: Send>(vars: &[Var], run: impl FnOnce(&mut [ParamMut<'_>]) -> R + Send) -> Result<R> {
-    if vars.len() <= ON_CALLERS_STACK {
-        return lock_here(vars, run);
+    let mut result = None;
+    let held = Vec::with_capacity(vars.len());
+    lock_next(vars, Held { held, run, result: &mut result, stack: Stack::from_here(CALLERS_ROOM) })?;
+    Ok(result.expect("without an error the innermost lock has left a result"))
+}
+
+/// What goes from one lock to the next.
+struct Held<'a, F, R> {
+    /// The memory of the vars that are locked.
+    held: Vec<ParamMut<'a>>,
+    /// What is to be done with that of all.
+    run: F,
+    result: &'a mut Option<R>,
+    stack: Stack,
+}
+
+/// Locks the vars one inside the other, behind those that are held, and does what is to be done.
+fn lock_next<F, R>(vars: &[Var], mut all: Held<'_, F, R>) -> candle_core::Result<()>
+where
+    F: FnOnce(&mut [ParamMut<'_>]) -> R + Send,
+    R: Send,
+{
+    let [var, rest @ ..] = vars else {
+        *all.result = Some((all.run)(&mut all.held));
+        return Ok(());
+    };
+    if all.stack.has_room() {
+        return var.inplace_op1(&Lock { all: Cell::new(Some(all)), rest });
     }
-    let bytes = STACK + vars.len() * STACK_PER_VAR;
     thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(bytes).spawn_scoped(scope, || lock_here(vars, run));
-        let thread = thread.map_err(|source| Error::Stack { vars: vars.len(), bytes, source })?;
-        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        let thread = thread::Builder::new().stack_size(OWN_STACK);
+        let locking = thread.spawn_scoped(scope, || lock_next(vars, Held { stack: Stack::from_here(OWN_ROOM), ..all }));
+        match locking {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(error) => candle_core::bail!("no thread to lock {} more vars from: {error}", vars.len()),
+        }
     })
 }
 
-fn lock_here<R>(vars: &[Var], run: impl FnOnce(&mut [ParamMut<'_>]) -> R) -> Result<R> {
-    let (run, result) = (Cell::new(Some(run)), Cell::new(None));
-    lock_next(vars, Vec::with_capacity(vars.len()), &|memory| result.set(run.take().map(|run| run(memory))))?;
-    Ok(result.into_inner().expect("locking ends with the call or an error"))
-}
-
-/// Locks the vars one inside the other, behind those whose memory is `held`, and calls `run` at the end.
-fn lock_next(vars: &[Var], mut held: Vec<ParamMut<'_>>, run: &dyn Fn(&mut [ParamMut<'_>])) -> candle_core::Result<()> {
-    match vars {
-        [] => {
-            run(&mut held);
-            Ok(())
-        }
-        [var, rest @ ..] => var.inplace_op1(&Lock { held: Cell::new(held), rest, run }),
-    }
-}
-
 /// Holds one var's memory while the rest is locked.
-struct Lock<'a> {
-    held: Cell<Vec<ParamMut<'a>>>,
+struct Lock<'a, F, R> {
+    all: Cell<Option<Held<'a, F, R>>>,
     rest: &'a [Var],
-    run: &'a dyn Fn(&mut [ParamMut<'_>]),
 }
 
-impl InplaceOp1 for Lock<'_> {
+impl<F, R> InplaceOp1 for Lock<'_, F, R>
+where
+    F: FnOnce(&mut [ParamMut<'_>]) -> R + Send,
+    R: Send,
+{
     fn name(&self) -> &'static str {
         "optimizer-step"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let mut held: Vec<ParamMut<'_>> = self.held.take();
-        let Some(memory) = param(storage, layout) else {
-            candle_core::bail!("{}: var {} is no longer what it was", self.name(), held.len())
+        let (Some(Held { mut held, run, result, stack }), Some(memory)) = (self.all.take(), param(storage, layout))
+        else {
+            candle_core::bail!("{}: a var is no longer of the type and length that it had", self.name())
         };
         held.push(memory);
-        lock_next(self.rest, held, self.run)
+        lock_next(self.rest, Held { held, run, result, stack })
     }
 }
 
+/// A piece of the current thread's stack.
+#[derive(Clone, Copy)]
+struct Stack {
+    start: usize,
+    room: usize,
+}
+
+impl Stack {
+    fn from_here(room: usize) -> Self {
+        Self { start: stack_pointer(), room }
+    }
+
+    fn has_room(self) -> bool {
+        self.start.abs_diff(stack_pointer()) < self.room
+    }
+}
+
+/// About where the stack ends now.
+#[inline(always)]
+fn stack_pointer() -> usize {
+    let here = 0_u8;
+    ptr::from_ref(&here).addr()
+}
+
+/// What a step takes of a var; `None` if that has been given another storage by an op of someone's own.
 fn param<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Option<ParamMut<'a>> {
     let (start, end) = layout.contiguous_offsets()?;
     Some(match storage {
@@ -86,7 +127,7 @@ fn param<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Option<ParamMut<'a
 
 /// Where a tensor's storage is. Tensors that share their memory share it too.
 pub(crate) fn address(tensor: &Tensor) -> usize {
-    std::ptr::from_ref::<Storage>(&tensor.storage_and_layout().0).addr()
+    ptr::from_ref::<Storage>(&tensor.storage_and_layout().0).addr()
 }
 
 /// The gradients of vars, in their order: each shaped as its var, in one piece and outside the vars' memory, which will be locked.

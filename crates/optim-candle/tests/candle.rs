@@ -535,11 +535,10 @@ fn step_many(vars: usize, stack: usize) {
 
 #[test]
 fn thousands_of_vars_fit_a_small_stack() {
-    for vars in [1, 127, 128, 129, 2000, 10_000] {
+    for vars in [1, 500, 2000, 20_000] {
         step_many(vars, 2 << 20);
     }
-    step_many(128, 512 << 10);
-    step_many(2000, 512 << 10);
+    step_many(2000, 1 << 20);
 }
 
 #[test]
