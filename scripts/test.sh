@@ -26,7 +26,8 @@ fi
 # The default members: all but optim-candle.
 cargo test
 
-# By itself, since candle takes minutes to build (4 to 7 on two cores, then seconds) and would set features of shared dependencies for all.
+# By itself, since candle takes minutes to build at first (seven of a core; then the tests are seconds) and would set features of
+# dependencies that others share.
 cargo test -p optim-candle
 
 # Without an adapter a program ends with one clear line and exit code 1.
