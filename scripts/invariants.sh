@@ -31,6 +31,14 @@ no_dependency optim-core '^(rayon|wgpu|multiversion|optim-(cpu|gpu|shaders)|opti
 no_dependency optim-cpu '^(wgpu|optim-(gpu|shaders)|optimizers) '
 no_dependency optim-checkpoint '^(rayon|wgpu|optim-(cpu|gpu|shaders)|optimizers) '
 no_dependency optim-gpu '^(rayon|optim-cpu|optimizers) '
+no_dependency optim-candle '^(wgpu|optim-(gpu|shaders)|optimizers) '
+# Without `-p` cargo takes the default members.
+hits=$(cargo tree --quiet -e all --prefix none | grep -E '^(candle-core|candle-nn|optim-candle) ' || true)
+others=$(cargo tree --quiet --workspace --exclude optim-candle --depth 0 --prefix none | sort -u)
+if [ -n "$hits" ] || [ "$others" != "$(cargo tree --quiet --depth 0 --prefix none | sort -u)" ]; then
+    printf 'broken: the default members are all crates but optim-candle, and none depends on candle\n%s\n' "$hits" >&2
+    failed=1
+fi
 no_dependency optimizers '^wgpu' --no-default-features --features cpu
 no_dependency optimizers '^rayon' --no-default-features --features gpu
 # Derives change no code, and one whole module is there or not.
@@ -60,12 +68,17 @@ for file in crates/optim-core/src/rules/*.rs; do
     done
 done
 
-# Each published crate carries the licences.
+# Each published crate carries the licences and a README.
 for crate in crates/* shaders; do
     cmp -s LICENSE-MIT "$crate/LICENSE-MIT" && cmp -s LICENSE-APACHE "$crate/LICENSE-APACHE" || {
         echo "broken: $crate lacks a copy of the licences" >&2
         failed=1
     }
+    readme=$(sed -n 's/^readme = "\(.*\)"$/\1/p' "$crate/Cargo.toml")
+    if [ ! -f "$crate/$readme" ]; then
+        echo "broken: $crate lacks a README" >&2
+        failed=1
+    fi
 done
 [ $failed = 0 ] && echo 'invariants hold'
 exit $failed

@@ -2,7 +2,7 @@
 
 use optim_tests::{Bound, Problem, Run, Setup, Target, compare, on_every_backend};
 use optimizers::core::rule::Passes;
-use optimizers::{Builder, ParamGroup, Parameter, Rprop, Rule};
+use optimizers::{Builder, Error, ParamGroup, Parameter, Rprop, Rule};
 use proptest::prelude::*;
 
 /// Few cases, since each trains several optimizers, and the same ones in every run.
@@ -170,6 +170,9 @@ on_every_backend! {
             let expected = [false, true, false, false, false];
             assert_eq!(decayed(builder().params(&parameters).decay_filter(only_gamma)), expected, "{rule:?}");
             assert_eq!(decayed(builder().groups(group()).decay_filter(only_gamma)), expected, "{rule:?}");
+            let default = |builder: Builder| builder.params(&parameters).default_decay_filter(only_gamma);
+            assert_eq!(decayed(default(builder())), expected, "{rule:?}");
+            assert_eq!(decayed(default(builder().decay_filter(|_| false))), [false; 5], "{rule:?}");
         }
     }
 
@@ -183,11 +186,14 @@ on_every_backend! {
             let mut optimizer = Builder::new(rule).groups(groups).build(target).unwrap();
             let (mut a, mut b) = ([1.0_f32], [1.0_f32]);
             for (step, rates) in [(1, [0.5, 0.125]), (2, [0.25, 0.125])] {
+                assert_eq!([0, 1].map(|group| optimizer.lr(group).unwrap()), rates, "the rates to come");
                 let report = optimizer.step(&mut [(&mut a).into(), (&mut b).into()], &[(&[1.0]).into(), None::<&[f32]>.into()]);
                 let report = report.unwrap();
                 assert_eq!((report.applied(), report.step, &*report.rates), (true, step, &rates[..]), "the report");
                 assert_eq!(optimizer.step_count(), step, "the count of updates");
             }
+            assert!(matches!(optimizer.lr(0), Err(Error::RateExhausted { update: 2, .. })), "the list is at its end");
+            assert!(matches!(optimizer.lr(2), Err(Error::Unknown { .. })), "there are two groups");
             assert_eq!(b, [1.0], "no gradient, no update");
         }
     }

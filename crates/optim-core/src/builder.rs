@@ -102,6 +102,12 @@ impl Builder {
         self
     }
 
+    /// A [`decay_filter`](Self::decay_filter) for builders that have none: how another library's convention becomes the default.
+    pub fn default_decay_filter(mut self, filter: impl Fn(&Parameter) -> bool + Send + Sync + 'static) -> Self {
+        self.decay_filter.get_or_insert_with(|| Arc::new(filter));
+        self
+    }
+
     /// Only parameters of two or more axes decay: no bias, no scale of a normalization. A [`decay_filter`](Self::decay_filter).
     pub fn no_decay_1d(self) -> Self {
         self.decay_filter(|parameter| parameter.shape().len() >= 2)
@@ -575,6 +581,13 @@ impl Centralization {
             Self::On => "on",
             Self::MindSpore => "as in MindSpore",
         }
+    }
+}
+
+impl<R: Into<Rule>> From<R> for Builder {
+    /// A builder without parameters.
+    fn from(rule: R) -> Self {
+        Self::new(rule)
     }
 }
 

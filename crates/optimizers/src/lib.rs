@@ -39,13 +39,16 @@
 //! This crate has no logic: it re-exports the contract (`optim-core`) and the backends (`optim-cpu`, `optim-gpu`), and adds
 //! the run-time choice [`Backend`]. Its features `cpu` and `gpu`, both on by default, decide which backends are built. Its
 //! feature `serde` writes and reads rules, rates and schedules as data: see `core::serialization`. Its feature `safetensors` saves and
-//! loads an optimizer's state: the module `checkpoint`.
+//! loads an optimizer's state: the module `checkpoint`. Its feature `candle` updates candle's `Var`s in place: the module `candle`.
 #![forbid(unsafe_code)]
 
 mod backend;
 pub mod guide;
 
 pub use backend::Backend;
+/// Optimizers for candle.
+#[cfg(feature = "candle")]
+pub use optim_candle as candle;
 /// State files.
 #[cfg(feature = "safetensors")]
 pub use optim_checkpoint as checkpoint;

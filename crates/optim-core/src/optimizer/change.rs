@@ -13,6 +13,15 @@ use super::{Pace, find};
 const CHUNK: usize = 1 << 20;
 
 impl Optimizer {
+    /// The rate of a group at the next update.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if there is no such group; an exhausted list of rates, or a schedule that returns no finite number.
+    pub fn lr(&self, group: usize) -> Result<f64> {
+        let group = self.group(group)?;
+        group.lr().at(self.step, "learning rate", || group.place.clone())
+    }
+
     /// Sets the rate of a group from the next step on.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! The data set: 1,797 images of 8 × 8 pixels (see `../data/README.md`).
 
 use std::error::Error;
-use std::fs::File;
 
 use flate2::read::GzDecoder;
 
@@ -10,7 +9,7 @@ use crate::random::Random;
 pub(crate) const PIXELS: usize = 64;
 pub(crate) const DIGITS: usize = 10;
 
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits.csv.gz");
+const FILE: &[u8] = include_bytes!("../data/digits.csv.gz");
 
 pub(crate) struct Image {
     /// Ink from 0 to 1, row by row.
@@ -26,7 +25,7 @@ pub(crate) struct Digits {
 impl Digits {
     /// The images in random order, four fifths of them to train with.
     pub(crate) fn load(random: &mut Random) -> Result<Self, Box<dyn Error>> {
-        let mut train = read().map_err(|error| format!("{PATH}: {error}"))?;
+        let mut train = read()?;
         random.shuffle(&mut train);
         let test = train.split_off(train.len() * 4 / 5);
         Ok(Self { train, test })
@@ -34,7 +33,7 @@ impl Digits {
 }
 
 fn read() -> Result<Vec<Image>, Box<dyn Error>> {
-    let mut rows = csv::ReaderBuilder::new().has_headers(false).from_reader(GzDecoder::new(File::open(PATH)?));
+    let mut rows = csv::ReaderBuilder::new().has_headers(false).from_reader(GzDecoder::new(FILE));
     rows.deserialize::<Vec<u8>>().map(|row| image(&row?)).collect()
 }
 
