@@ -125,6 +125,8 @@ pub struct Optimizer {
     records: Vec<Record>,
     record_of: Vec<u32>,
     rows: Vec<RowList>,
+    /// Whether one of these has entries.
+    lists_rows: bool,
     rates: Arc<[f64]>,
     /// The rates of later updates that the coming one may be.
     later_rates: Vec<Arc<[f64]>>,
@@ -158,6 +160,7 @@ impl Optimizer {
             records: Vec::new(),
             record_of: vec![0; count],
             rows: vec![RowList::default(); count],
+            lists_rows: false,
             updated: vec![false; count],
             frozen: vec![false; count],
             seeded: vec![false; count],
@@ -616,6 +619,11 @@ impl Optimizer {
 
     /// The rows of the row-sparse gradients, in order.
     fn fill_rows(&mut self, grads: &[Grad<'_>]) {
+        let lists_rows = grads.iter().any(|grad| matches!(grad, Grad::Rows(..)));
+        if !lists_rows && !self.lists_rows {
+            return;
+        }
+        self.lists_rows = lists_rows;
         for (rows, grad) in self.rows.iter_mut().zip(grads) {
             match grad {
                 Grad::Rows(indices, _) => rows.set(indices),

@@ -70,11 +70,11 @@ impl Form {
         }
     }
 
-    /// The numbers that a factored rule works with: sums over the columns of one block of rows, and of one matrix; and
-    /// `√(R / mean of R)` of every row.
+    /// The numbers that a factored rule works with: sums over the columns of one block of rows, and of one matrix; then
+    /// `√(R / mean of R)` of every row and `√C` of every column.
     pub(crate) fn scratch(&self) -> usize {
         let (matrices, rows, columns) = self.matrices();
-        if self.factored { 2 * columns + matrices * rows } else { 0 }
+        if self.factored { 2 * columns + matrices * (rows + columns) } else { 0 }
     }
 
     /// The elements of a row of a row-sparse gradient.

@@ -6,14 +6,14 @@ use optim_core::guard::{INFINITE, Measured};
 
 use crate::reduce::{self, ROW, Sums};
 use crate::shape::Shape;
-use crate::walk::{Gradient, Space};
+use crate::walk::{Blocks, Gradient, Space};
 
 /// Measures the slices of a stretch of a dense gradient that is multiplied with `factor`. The second sum is not 0 if an
 /// element is not finite.
 pub(crate) fn measure(gradient: &Gradient<'_>, factor: f32, len: usize, sums: &mut [Sums], space: &mut Space) {
     let (mut largest, shape) = (0, Shape::NONE);
-    let block = &mut space.blocks().g;
-    reduce::summed(len, sums, |range, [columns, ..]| {
+    let Blocks { g: block, columns, .. } = space.blocks();
+    reduce::summed(len, 1, sums, columns, |range, [columns, ..]| {
         let g = match gradient.as_it_is(&shape, &range) {
             Some(g) => g,
             None => gradient.shaped(&shape, 0, &range, &[], block),

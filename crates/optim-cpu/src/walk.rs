@@ -6,13 +6,14 @@ use std::ops::Range;
 use multiversion::multiversion;
 use optim_core::backend::{Record, SlotFormat};
 use optim_core::format::{self, Master};
-use optim_core::rule::{MAX_SLOTS, Sparse};
+use optim_core::rule::{MAX_SLOTS, MAX_TERMS, Sparse};
 use optim_core::{DType, compressed};
 
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::form::Form;
 use crate::kernel::Slots;
+use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
 use crate::storage::{self, floats, floats_mut, numbers_mut};
@@ -29,11 +30,14 @@ pub(crate) struct Blocks {
     pub(crate) p: [f32; BLOCK],
     pub(crate) g: [f32; BLOCK],
     pub(crate) slots: [[f32; BLOCK]; MAX_SLOTS],
+    /// The running sums of a slice.
+    pub(crate) columns: Columns,
 }
 
 impl Blocks {
     fn new() -> Self {
-        Self { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS] }
+        let columns = [[0.0; ROW]; MAX_TERMS];
+        Self { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS], columns }
     }
 }
 
@@ -73,6 +77,7 @@ impl<'a> Gradient<'a> {
         let block = &mut block[..range.len()];
         let first = element + range.start;
         match self {
+            Self::Dense(DType::F32, g) => shape.read(first, floats(&g[scaled(range, 4)]), block, p),
             Self::Dense(dtype, g) => {
                 storage::load(*dtype, &g[scaled(range, dtype.size())], block);
                 shape.apply(first, block, p);
