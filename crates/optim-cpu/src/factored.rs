@@ -22,6 +22,7 @@ use optim_core::rules::ada_factor::Step;
 use crate::arena::{MASTER, SCRATCH, SLOTS, SUMS};
 use crate::drive::Piece;
 use crate::form::Form;
+use crate::kernel::Opened;
 use crate::reduce::{self, LANES, ROW, Sums, count};
 use crate::rules::ada_factor as rule;
 use crate::shape::Shape;
@@ -175,7 +176,8 @@ pub(crate) fn update(
         let u = &mut row[..g.len()];
         u.copy_from_slice(g);
         directions(start, u);
-        let [.., m] = slots;
-        rule::updates(step, p, u, m);
+        if let Opened::F32([.., m]) = slots {
+            rule::updates(step, p, u, m);
+        }
     });
 }

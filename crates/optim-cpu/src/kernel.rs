@@ -3,17 +3,50 @@
 use std::fmt;
 
 use multiversion::{multiversion, target::match_target};
-use optim_core::Rule;
 pub(crate) use optim_core::rule::MAX_SLOTS;
 use optim_core::rule::StepScalars;
+use optim_core::{Rule, format};
 
 use crate::reduce::{Columns, Sums};
+use crate::storage::low;
 
 /// The slots of a piece of a parameter: slices of its length; those that the rule does not have are empty.
 pub(crate) type Slots<'a> = [&'a mut [f32]; MAX_SLOTS];
 
+/// The slots of a piece of a parameter as they are kept.
+pub(crate) enum Opened<'a> {
+    /// As `f32`, or read from what they are kept as.
+    F32(Slots<'a>),
+    /// As `bf16`, all of them.
+    Bf16([&'a mut [u16]; MAX_SLOTS], Random),
+}
+
+/// What the random bits of a piece of a parameter follow from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Random {
+    /// Of each slot.
+    pub(crate) streams: [u32; MAX_SLOTS],
+    /// The low 32 bits of the index of the first element.
+    pub(crate) first: u32,
+}
+
+impl Random {
+    /// The number of a slot, rounded; `i` counts from the first element.
+    #[inline(always)]
+    pub(crate) fn round(&self, x: f32, slot: usize, i: usize) -> u16 {
+        let element = self.first.wrapping_add(low(i));
+        format::f32_to_bf16_stochastic(x, format::random_at(self.streams[slot], element))
+    }
+}
+
 /// A rule's kernel: the scalars, the parameter, the gradient, the slots. All slices have one length.
-pub(crate) type Kernel = fn(&StepScalars, &mut [f32], &[f32], Slots<'_>);
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Slots<'_>),
+    /// With slots that are read from `bf16` and rounded stochastically in the same loop: what waits for divisions and roots
+    /// computes random bits meanwhile.
+    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], [&mut [u16]; MAX_SLOTS], Random),
+}
 
 /// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
 /// terms are added. All slices have one length, at most a row's.
@@ -42,14 +75,15 @@ pub(crate) enum Update {
 
 impl Update {
     /// Updates a stretch; `rule` as it is at this step.
-    pub(crate) fn run(self, rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], mut slots: Slots<'_>) {
-        match (self, rule.kernel()) {
-            (Self::BuiltIn(kernel), _) => kernel(scalars, p, g, slots),
-            (_, Rule::Custom(rule)) => {
+    pub(crate) fn run(self, rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slots: Opened<'_>) {
+        match (self, slots, rule.kernel()) {
+            (Self::BuiltIn(kernel), Opened::F32(slots), _) => (kernel.f32)(scalars, p, g, slots),
+            (Self::BuiltIn(kernel), Opened::Bf16(slots, random), _) => (kernel.bf16)(scalars, p, g, slots, random),
+            (_, Opened::F32(mut slots), Rule::Custom(rule)) => {
                 let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
                 rule.update(scalars, p, g, &mut slots[..used]);
             }
-            (Self::Custom | Self::Factored, _) => unreachable!("a factored rule has a walk of its own"),
+            (Self::Custom | Self::Factored, ..) => unreachable!("a factored rule has a walk of its own"),
         }
     }
 }
@@ -75,16 +109,12 @@ impl fmt::Debug for Kernels {
 
 /// Makes a [`Kernel`] of a function `update(step, p, g, slots…)`.
 ///
-/// The loop stands in a function whose slices are separate arguments: so the compiler knows that they do not overlap, and
-/// vectorizes it as well as intrinsics would be.
+/// The loops stand in functions whose slices are separate arguments: so the compiler knows that they do not overlap, and
+/// vectorizes them as well as intrinsics would be.
 macro_rules! elementwise {
     ($kernel:ident = $update:path, $step:ty, [$($slot:ident),*]) => {
-        pub(crate) fn $kernel(
-            scalars: &optim_core::rule::StepScalars,
-            p: &mut [f32],
-            g: &[f32],
-            slots: $crate::kernel::Slots<'_>,
-        ) {
+        #[allow(non_upper_case_globals, reason = "named as a function is")]
+        pub(crate) const $kernel: $crate::kernel::Kernel = {
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
@@ -96,13 +126,49 @@ macro_rules! elementwise {
                     $update(s, &mut p[i], g[i], $(&mut $slot[i]),*);
                 }
             }
-            let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-            let [$($slot,)* ..] = slots;
-            walk(step, p, g, $($slot),*);
-        }
+            #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
+            #[multiversion::multiversion(targets(
+                "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
+            ))]
+            fn walk_bf16(s: &$step, p: &mut [f32], g: &[f32], $($slot: &mut [u16],)* random: $crate::kernel::Random) {
+                let (p, n) = { let n = p.len(); (&mut p[..n], n) };
+                let g = &g[..n];
+                $(let $slot = &mut $slot[..n];)*
+                for i in 0..n {
+                    let mut values = $crate::kernel::read_bf16([$($slot[i]),*]);
+                    {
+                        let [$($slot),*] = &mut values;
+                        $update(s, &mut p[i], g[i], $($slot),*);
+                    }
+                    let mut nth = 0;
+                    $(
+                        $slot[i] = random.round(values[nth], nth, i);
+                        nth += 1;
+                    )*
+                }
+            }
+            $crate::kernel::Kernel {
+                f32: |scalars, p, g, slots| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    walk(step, p, g, $($slot),*);
+                },
+                bf16: |scalars, p, g, slots, random| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    walk_bf16(step, p, g, $($slot,)* random);
+                },
+            }
+        };
     };
 }
 pub(crate) use elementwise;
+
+/// The slots of one element.
+#[inline(always)]
+pub(crate) fn read_bf16<const N: usize>(bits: [u16; N]) -> [f32; N] {
+    bits.map(format::bf16_to_f32)
+}
 
 /// Makes a [`Measure`] and a [`Finish`] of the functions `terms(step, p, g, slots…)` and `finish(step, sums)`.
 macro_rules! norms {

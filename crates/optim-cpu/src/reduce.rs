@@ -95,7 +95,7 @@ pub(crate) fn strided(numbers: &[f32]) -> f32 {
 }
 
 /// Adds up the lanes, of which those from `used` on are 0.
-#[inline]
+#[inline(always)]
 pub(crate) fn tree(lanes: &mut [f32; LANES], used: usize) -> f32 {
     let mut stride = LANES / 2;
     while stride > 0 {

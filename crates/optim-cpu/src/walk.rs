@@ -12,7 +12,7 @@ use optim_core::{DType, compressed};
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::form::Form;
-use crate::kernel::Slots;
+use crate::kernel::{Opened, Random, Slots};
 use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
@@ -196,6 +196,24 @@ fn close(
     }
 }
 
+/// The slots of a range, which are `bf16`, in place.
+fn open_bf16<'b>(
+    form: &Form,
+    step: u32,
+    element: usize,
+    slots: &'b mut [&mut [u8]],
+    range: &Range<usize>,
+) -> Opened<'b> {
+    let (mut opened, mut streams): ([&mut [u16]; MAX_SLOTS], _) = (Default::default(), [0; MAX_SLOTS]);
+    for (plane, ((opened, stream), slot)) in
+        (1..).zip(opened.iter_mut().zip(&mut streams).zip(slots)).take(form.slots.len())
+    {
+        *opened = numbers_mut(&mut slot[scaled(range, 2)]);
+        *stream = format::stream(form.tensor.key, step, plane);
+    }
+    Opened::Bf16(opened, Random { streams, first: storage::low(element + range.start) })
+}
+
 /// Updates a piece: `kernel(first element within the piece, p, shaped g, slots)`.
 pub(crate) fn update(
     form: &Form,
@@ -204,7 +222,7 @@ pub(crate) fn update(
     gradient: Gradient<'_>,
     piece: &mut Piece<'_>,
     space: &mut Space,
-    kernel: impl Fn(usize, &mut [f32], &[f32], Slots<'_>),
+    kernel: impl Fn(usize, &mut [f32], &[f32], Opened<'_>),
 ) {
     let (whole, weight) = (0..piece.len, record.stages.ema);
     let averages = form.tensor.ema && weight != 0.0;
@@ -214,6 +232,14 @@ pub(crate) fn update(
     {
         let mut slots = Slots::default();
         slots.iter_mut().zip(&mut piece.arrays[SLOTS..]).for_each(|(slot, bytes)| *slot = floats_mut(bytes));
+        return kernel(0, floats_mut(piece.p), g, Opened::F32(slots));
+    }
+    if form.bf16
+        && form.master.is_none()
+        && !averages
+        && let Some(g) = gradient.as_it_is(shape, &whole)
+    {
+        let slots = open_bf16(form, record.stages.step, piece.element, &mut piece.arrays[SLOTS..], &whole);
         return kernel(0, floats_mut(piece.p), g, slots);
     }
     let blocks = space.blocks();
@@ -254,7 +280,7 @@ fn update_block(
     range: Range<usize>,
     g: Option<&[f32]>,
     blocks: &mut Blocks,
-    kernel: &impl Fn(usize, &mut [f32], &[f32], Slots<'_>),
+    kernel: &impl Fn(usize, &mut [f32], &[f32], Opened<'_>),
 ) {
     let Piece { element, p: stored, arrays, .. } = piece;
     let (slots, others) = arrays.split_at_mut(MASTER);
@@ -274,9 +300,12 @@ fn update_block(
         Some(g) => g,
         None => gradient.shaped(shape, *element, &range, p, &mut blocks.g),
     };
-    kernel(range.start, p, g, open(form, slots, &range, &mut blocks.slots));
-
-    close(form, step, *element, slots, &range, &blocks.slots);
+    if form.bf16 {
+        kernel(range.start, p, g, open_bf16(form, step, *element, slots, &range));
+    } else {
+        kernel(range.start, p, g, Opened::F32(open(form, slots, &range, &mut blocks.slots)));
+        close(form, step, *element, slots, &range, &blocks.slots);
+    }
     let block = &blocks.p[..range.len()];
     let p = match form.master {
         None => floats(&stored[wide.clone()]),
