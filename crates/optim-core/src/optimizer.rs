@@ -131,8 +131,8 @@ pub struct Optimizer {
     /// The rates of later updates that the coming one may be.
     later_rates: Vec<Arc<[f64]>>,
     ahead: Vec<Pace>,
-    /// The first record of each class.
-    starts: Vec<usize>,
+    /// The first record of each class, and whether a second one is for first updates.
+    starts: Vec<(usize, bool)>,
     own_grads: Vec<Grad<'static>>,
     flags: Vec<bool>,
 }
@@ -759,17 +759,17 @@ impl Optimizer {
         self.starts.clear();
         let mut start = 0;
         for class in &self.classes {
-            self.starts.push(start);
-            start += firsts(self.rules[class.group].spec()).len();
+            let records = firsts(self.rules[class.group].spec()).len();
+            self.starts.push((start, records > 1));
+            start += records;
         }
         for (index, record) in self.record_of.iter_mut().enumerate() {
             if self.frozen[index] || grads[index].is_none() {
                 *record = FROZEN;
                 continue;
             }
-            let class = self.class_of[index];
-            let differs = self.rules[self.classes[class].group].spec().first_update_differs();
-            let place = self.starts[class] + usize::from(differs && !self.updated[index]);
+            let (start, differs) = self.starts[self.class_of[index]];
+            let place = start + usize::from(differs && !self.updated[index]);
             *record = u32::try_from(place).expect("fewer than 2^32 records");
         }
     }

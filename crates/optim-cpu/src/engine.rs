@@ -369,7 +369,7 @@ impl Engine for CpuEngine {
                         (Shape::before_rows(record), |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| {
                             lars::measure(p, g, sums)
                         });
-                    measure(form, &shape, gradient, piece, space, add);
+                    measure(form, lars::TERMS, &shape, gradient, piece, space, add);
                 }
             });
             for param in (0..params.len()).filter(|&param| updated(param)) {
@@ -389,7 +389,7 @@ impl Engine for CpuEngine {
                     let add = |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| {
                         add(&record.scalars, p, g, slots, sums)
                     };
-                    measure(form, shape, gradient, piece, space, add);
+                    measure(form, MAX_TERMS, shape, gradient, piece, space, add);
                 }
             });
             for param in (0..params.len()).filter(|&param| updated(param)) {
@@ -520,9 +520,10 @@ impl Engine for CpuEngine {
     }
 }
 
-/// Sums the terms of a piece: `add(p, shaped g, slots, running sums)` those of a row.
+/// Sums the first `terms` terms of a piece: `add(p, shaped g, slots, running sums)` those of a row.
 fn measure(
     form: &Form,
+    terms: usize,
     shape: &Shape<'_>,
     gradient: Gradient<'_>,
     piece: &mut Piece<'_>,
@@ -533,7 +534,7 @@ fn measure(
     let (slots, others) = piece.arrays.split_at_mut(MASTER);
     let view = View { form, element: piece.element, p: piece.p, master: others[0], gradient };
     let Blocks { p: p_block, g: g_block, slots: blocks, columns } = space.blocks();
-    reduce::summed(piece.len, MAX_TERMS, sums, columns, |range, columns| {
+    reduce::summed(piece.len, terms, sums, columns, |range, columns| {
         let (p, g) = view.read(shape, range.clone(), p_block, g_block);
         add(p, g, walk::open(form, slots, &range, blocks), columns);
     });

@@ -75,16 +75,27 @@ pub(crate) enum Update {
 
 impl Update {
     /// Updates a stretch; `rule` as it is at this step.
+    #[inline]
     pub(crate) fn run(self, rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slots: Opened<'_>) {
-        match (self, slots, rule.kernel()) {
-            (Self::BuiltIn(kernel), Opened::F32(slots), _) => (kernel.f32)(scalars, p, g, slots),
-            (Self::BuiltIn(kernel), Opened::Bf16(slots, random), _) => (kernel.bf16)(scalars, p, g, slots, random),
-            (_, Opened::F32(mut slots), Rule::Custom(rule)) => {
-                let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
-                rule.update(scalars, p, g, &mut slots[..used]);
-            }
-            (Self::Custom | Self::Factored, ..) => unreachable!("a factored rule has a walk of its own"),
+        let kernel = match self {
+            Self::BuiltIn(kernel) => kernel,
+            Self::Custom | Self::Factored => return run_custom(rule, scalars, p, g, slots),
+        };
+        match slots {
+            Opened::F32(slots) => (kernel.f32)(scalars, p, g, slots),
+            Opened::Bf16(slots, random) => (kernel.bf16)(scalars, p, g, slots, random),
         }
+    }
+}
+
+/// Updates a stretch by the user's own rule.
+fn run_custom(rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slots: Opened<'_>) {
+    match (rule.kernel(), slots) {
+        (Rule::Custom(rule), Opened::F32(mut slots)) => {
+            let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
+            rule.update(scalars, p, g, &mut slots[..used]);
+        }
+        _ => unreachable!("a factored rule has a walk of its own, and only a kernel reads bf16"),
     }
 }
 

@@ -141,6 +141,7 @@ pub(crate) fn read<'b>(
 }
 
 /// The slots of a range, in place or in the blocks.
+#[inline(always)]
 pub(crate) fn open<'b>(
     form: &Form,
     slots: &'b mut [&mut [u8]],
@@ -197,6 +198,7 @@ fn close(
 }
 
 /// The slots of a range, which are `bf16`, in place.
+#[inline(always)]
 fn open_bf16<'b>(
     form: &Form,
     step: u32,
