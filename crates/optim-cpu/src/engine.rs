@@ -405,8 +405,8 @@ impl Engine for CpuEngine {
             if let kernel::Update::Factored = kernel {
                 return factored::update(form, record, shape, gradient, piece, space);
             }
-            walk::update(form, record, shape, gradient, piece, space, |_, p, g, slots| {
-                kernel.run(&update.rules[rule], &record.scalars, p, g, slots);
+            walk::update(form, record, shape, gradient, piece, space, |_, p, g, scaling, slots| {
+                kernel.run(&update.rules[rule], &record.scalars, p, g, scaling, slots);
             });
         });
         Ok(progress)

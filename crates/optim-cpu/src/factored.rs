@@ -171,7 +171,7 @@ pub(crate) fn update(
 
     // The update.
     let step = &*step;
-    walk::update(form, record, shape, gradient, piece, space, |start, p, g, slots| {
+    walk::update(form, record, shape, gradient, piece, space, |start, p, g, _, slots| {
         let mut row = [0.0; ROW];
         let u = &mut row[..g.len()];
         u.copy_from_slice(g);

@@ -22,7 +22,9 @@ pub(crate) struct Form {
     pub(crate) formats: [Option<SlotFormat>; MAX_SLOTS],
     /// Whether parameter and state are `f32` throughout, and updated element by element.
     pub(crate) plain: bool,
-    /// Whether all slots are `bf16`, and updated element by element by a kernel that reads and stores them.
+    /// Whether a kernel updates it that scales gradients.
+    pub(crate) scales: bool,
+    /// Whether all slots are `bf16`, and that kernel reads and stores them.
     pub(crate) bf16: bool,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
@@ -47,6 +49,7 @@ impl Form {
             plain: spec.passes() != Passes::Factored
                 && master.is_none()
                 && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
+            scales: built_in,
             bf16: built_in
                 && !slots.is_empty()
                 && formats.iter().take(slots.len()).all(|format| *format == Some(SlotFormat::Bf16)),

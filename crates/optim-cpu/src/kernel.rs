@@ -39,13 +39,37 @@ impl Random {
     }
 }
 
-/// A rule's kernel: the scalars, the parameter, the gradient, the slots. All slices have one length.
+/// What a gradient is multiplied with and what of the parameter is added, in the kernel's loop: the shaping that is as good as
+/// free there. Each only where it does something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scaling {
+    pub(crate) factor: f32,
+    pub(crate) weight_decay: f32,
+}
+
+impl Scaling {
+    pub(crate) const NONE: Self = Self { factor: 1.0, weight_decay: 0.0 };
+
+    #[inline(always)]
+    pub(crate) fn apply(self, g: f32, p: f32) -> f32 {
+        let mut scaled = g;
+        if self.factor != 1.0 {
+            scaled = self.factor * g;
+        }
+        if self.weight_decay != 0.0 {
+            scaled += self.weight_decay * p;
+        }
+        scaled
+    }
+}
+
+/// A rule's kernel: the scalars, the parameter, the gradient and how it is scaled, the slots. All slices have one length.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
-    pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Slots<'_>),
+    pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Scaling, Slots<'_>),
     /// With slots that are read from `bf16` and rounded stochastically in the same loop: what waits for divisions and roots
     /// computes random bits meanwhile.
-    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], [&mut [u16]; MAX_SLOTS], Random),
+    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, [&mut [u16]; MAX_SLOTS], Random),
 }
 
 /// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
@@ -74,16 +98,24 @@ pub(crate) enum Update {
 }
 
 impl Update {
-    /// Updates a stretch; `rule` as it is at this step.
+    /// Updates a stretch; `rule` as it is at this step. Only a built-in rule takes a scaling and slots as `bf16`.
     #[inline]
-    pub(crate) fn run(self, rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slots: Opened<'_>) {
+    pub(crate) fn run(
+        self,
+        rule: &Rule,
+        scalars: &StepScalars,
+        p: &mut [f32],
+        g: &[f32],
+        scaling: Scaling,
+        slots: Opened<'_>,
+    ) {
         let kernel = match self {
             Self::BuiltIn(kernel) => kernel,
             Self::Custom | Self::Factored => return run_custom(rule, scalars, p, g, slots),
         };
         match slots {
-            Opened::F32(slots) => (kernel.f32)(scalars, p, g, slots),
-            Opened::Bf16(slots, random) => (kernel.bf16)(scalars, p, g, slots, random),
+            Opened::F32(slots) => (kernel.f32)(scalars, p, g, scaling, slots),
+            Opened::Bf16(slots, random) => (kernel.bf16)(scalars, p, g, scaling, slots, random),
         }
     }
 }
@@ -129,19 +161,27 @@ macro_rules! elementwise {
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
-            fn walk(s: &$step, p: &mut [f32], g: &[f32], $($slot: &mut [f32]),*) {
+            fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: $crate::kernel::Scaling, $($slot: &mut [f32]),*) {
                 let (p, n) = { let n = p.len(); (&mut p[..n], n) };
                 let g = &g[..n];
                 $(let $slot = &mut $slot[..n];)*
                 for i in 0..n {
-                    $update(s, &mut p[i], g[i], $(&mut $slot[i]),*);
+                    let g = scaling.apply(g[i], p[i]);
+                    $update(s, &mut p[i], g, $(&mut $slot[i]),*);
                 }
             }
             #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
-            fn walk_bf16(s: &$step, p: &mut [f32], g: &[f32], $($slot: &mut [u16],)* random: $crate::kernel::Random) {
+            fn walk_bf16(
+                s: &$step,
+                p: &mut [f32],
+                g: &[f32],
+                scaling: $crate::kernel::Scaling,
+                $($slot: &mut [u16],)*
+                random: $crate::kernel::Random,
+            ) {
                 let (p, n) = { let n = p.len(); (&mut p[..n], n) };
                 let g = &g[..n];
                 $(let $slot = &mut $slot[..n];)*
@@ -149,7 +189,8 @@ macro_rules! elementwise {
                     let mut values = $crate::kernel::read_bf16([$($slot[i]),*]);
                     {
                         let [$($slot),*] = &mut values;
-                        $update(s, &mut p[i], g[i], $($slot),*);
+                        let g = scaling.apply(g[i], p[i]);
+                        $update(s, &mut p[i], g, $($slot),*);
                     }
                     let mut nth = 0;
                     $(
@@ -159,15 +200,15 @@ macro_rules! elementwise {
                 }
             }
             $crate::kernel::Kernel {
-                f32: |scalars, p, g, slots| {
+                f32: |scalars, p, g, scaling, slots| {
                     let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
                     let [$($slot,)* ..] = slots;
-                    walk(step, p, g, $($slot),*);
+                    walk(step, p, g, scaling, $($slot),*);
                 },
-                bf16: |scalars, p, g, slots, random| {
+                bf16: |scalars, p, g, scaling, slots, random| {
                     let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
                     let [$($slot,)* ..] = slots;
-                    walk_bf16(step, p, g, $($slot,)* random);
+                    walk_bf16(step, p, g, scaling, $($slot,)* random);
                 },
             }
         };

@@ -97,15 +97,31 @@ pub(crate) fn strided(numbers: &[f32]) -> f32 {
 /// Adds up the lanes, of which those from `used` on are 0.
 #[inline(always)]
 pub(crate) fn tree(lanes: &mut [f32; LANES], used: usize) -> f32 {
-    let mut stride = LANES / 2;
-    while stride > 0 {
-        let (left, right) = lanes.split_at_mut(stride);
-        for (left, right) in left.iter_mut().zip(right.iter()).take(used.saturating_sub(stride)) {
-            *left += right;
-        }
-        stride /= 2;
+    level::<128>(lanes, used);
+    level::<64>(lanes, used);
+    level::<32>(lanes, used);
+    level::<16>(lanes, used);
+    level::<8>(lanes, used);
+    if used >= 8 {
+        let [a, b, c, d, e, f, g, h, ..] = *lanes;
+        return ((a + e) + (c + g)) + ((b + f) + (d + h));
     }
+    level::<4>(lanes, used);
+    level::<2>(lanes, used);
+    level::<1>(lanes, used);
     lanes[0]
+}
+
+/// Adds the second `STRIDE` lanes to the first.
+#[inline(always)]
+fn level<const STRIDE: usize>(lanes: &mut [f32; LANES], used: usize) {
+    let (left, right) = lanes.split_at_mut(STRIDE);
+    let pairs = left.iter_mut().zip(&right[..STRIDE]);
+    if used >= 2 * STRIDE {
+        pairs.for_each(|(left, right)| *left += right);
+    } else {
+        pairs.take(used.saturating_sub(STRIDE)).for_each(|(left, right)| *left += right);
+    }
 }
 
 /// A number of elements as a divisor.

@@ -12,7 +12,7 @@ use optim_core::{DType, compressed};
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::form::Form;
-use crate::kernel::{Opened, Random, Slots};
+use crate::kernel::{Opened, Random, Scaling, Slots};
 use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
@@ -62,6 +62,16 @@ impl<'a> Gradient<'a> {
         match self {
             Self::Dense(DType::F32, g) if shape.is_none() => Some(floats(&g[scaled(range, 4)])),
             _ => None,
+        }
+    }
+
+    /// The gradient of a range and how it is scaled, if it is `f32` and a kernel can do all its shaping.
+    fn as_kernels_take_it(&self, form: &Form, shape: &Shape<'_>, range: &Range<usize>) -> Option<(&'a [f32], Scaling)> {
+        match self {
+            Self::Dense(DType::F32, g) if form.scales => {
+                shape.scaling().map(|scaling| (floats(&g[scaled(range, 4)]), scaling))
+            }
+            _ => self.as_it_is(shape, range).map(|g| (g, Scaling::NONE)),
         }
     }
 
@@ -216,7 +226,7 @@ fn open_bf16<'b>(
     Opened::Bf16(opened, Random { streams, first: storage::low(element + range.start) })
 }
 
-/// Updates a piece: `kernel(first element within the piece, p, shaped g, slots)`.
+/// Updates a piece: `kernel(first element within the piece, p, g, its scaling, slots)`; the gradient is shaped but for the scaling.
 pub(crate) fn update(
     form: &Form,
     record: &Record,
@@ -224,25 +234,25 @@ pub(crate) fn update(
     gradient: Gradient<'_>,
     piece: &mut Piece<'_>,
     space: &mut Space,
-    kernel: impl Fn(usize, &mut [f32], &[f32], Opened<'_>),
+    kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, Opened<'_>),
 ) {
     let (whole, weight) = (0..piece.len, record.stages.ema);
     let averages = form.tensor.ema && weight != 0.0;
     if form.plain
         && !averages
-        && let Some(g) = gradient.as_it_is(shape, &whole)
+        && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
     {
         let mut slots = Slots::default();
         slots.iter_mut().zip(&mut piece.arrays[SLOTS..]).for_each(|(slot, bytes)| *slot = floats_mut(bytes));
-        return kernel(0, floats_mut(piece.p), g, Opened::F32(slots));
+        return kernel(0, floats_mut(piece.p), g, scaling, Opened::F32(slots));
     }
     if form.bf16
         && form.master.is_none()
         && !averages
-        && let Some(g) = gradient.as_it_is(shape, &whole)
+        && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
     {
         let slots = open_bf16(form, record.stages.step, piece.element, &mut piece.arrays[SLOTS..], &whole);
-        return kernel(0, floats_mut(piece.p), g, slots);
+        return kernel(0, floats_mut(piece.p), g, scaling, slots);
     }
     let blocks = space.blocks();
     let update = |piece: &mut Piece<'_>, range: Range<usize>, g: Option<&[f32]>, blocks: &mut Blocks| {
@@ -282,7 +292,7 @@ fn update_block(
     range: Range<usize>,
     g: Option<&[f32]>,
     blocks: &mut Blocks,
-    kernel: &impl Fn(usize, &mut [f32], &[f32], Opened<'_>),
+    kernel: &impl Fn(usize, &mut [f32], &[f32], Scaling, Opened<'_>),
 ) {
     let Piece { element, p: stored, arrays, .. } = piece;
     let (slots, others) = arrays.split_at_mut(MASTER);
@@ -298,14 +308,15 @@ fn update_block(
             &mut blocks.p[..range.len()]
         }
     };
-    let g = match g.or_else(|| gradient.as_it_is(shape, &range)) {
-        Some(g) => g,
-        None => gradient.shaped(shape, *element, &range, p, &mut blocks.g),
+    let at_hand = g.map(|g| (g, Scaling::NONE));
+    let (g, scaling) = match at_hand.or_else(|| gradient.as_kernels_take_it(form, shape, &range)) {
+        Some(found) => found,
+        None => (&*gradient.shaped(shape, *element, &range, p, &mut blocks.g), Scaling::NONE),
     };
     if form.bf16 {
-        kernel(range.start, p, g, open_bf16(form, step, *element, slots, &range));
+        kernel(range.start, p, g, scaling, open_bf16(form, step, *element, slots, &range));
     } else {
-        kernel(range.start, p, g, Opened::F32(open(form, slots, &range, &mut blocks.slots)));
+        kernel(range.start, p, g, scaling, Opened::F32(open(form, slots, &range, &mut blocks.slots)));
         close(form, step, *element, slots, &range, &blocks.slots);
     }
     let block = &blocks.p[..range.len()];
