@@ -162,7 +162,7 @@ pub(crate) fn update(
 
     // The norms.
     reduce::summed(len, 2, slices, running, |range, [first, second, _]| {
-        let (p, u) = view.read(shape, range.clone(), p_block, g_block);
+        let (p, u) = view.copy(shape, range.clone(), p_block, g_block);
         directions(range.start, u);
         rule::add_norms(p, u, first, second);
     });

@@ -65,22 +65,6 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Copies the gradient of the elements from the `first` of the parameter on, and shapes it: in one loop if there is nothing but
-    /// what most shapings are made of.
-    pub(crate) fn read(&self, first: usize, from: &[f32], g: &mut [f32], p: &[f32]) {
-        let Shaping { factor, weight_decay, limit, flags } = self.shaping;
-        let common = limit == 0.0 && !self.units && flags & Shaping::CENTRALIZE == 0;
-        match (common, factor != 1.0, weight_decay != 0.0) {
-            (true, true, false) => scaled(factor, from, g),
-            (true, false, true) => decayed(weight_decay, from, g, p),
-            (true, true, true) => scaled_and_decayed(factor, weight_decay, from, g, p),
-            (_, false, false) | (false, ..) => {
-                g.copy_from_slice(from);
-                self.apply(first, g, p);
-            }
-        }
-    }
-
     /// Calls `work` for each stretch that lies in one row.
     fn each_row(&self, first: usize, mut g: &mut [f32], work: impl Fn(&Row, &mut [f32])) {
         let mut at = first;
@@ -99,30 +83,6 @@ impl<'a> Shape<'a> {
 fn scale(factor: f32, g: &mut [f32]) {
     for g in g {
         *g *= factor;
-    }
-}
-
-/// `g ← factor · from`
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn scaled(factor: f32, from: &[f32], g: &mut [f32]) {
-    for (g, &from) in g.iter_mut().zip(from) {
-        *g = factor * from;
-    }
-}
-
-/// `g ← from + weight_decay · p`
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn decayed(weight_decay: f32, from: &[f32], g: &mut [f32], p: &[f32]) {
-    for ((g, &from), &p) in g.iter_mut().zip(from).zip(p) {
-        *g = from + weight_decay * p;
-    }
-}
-
-/// `g ← factor · from + weight_decay · p`
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn scaled_and_decayed(factor: f32, weight_decay: f32, from: &[f32], g: &mut [f32], p: &[f32]) {
-    for ((g, &from), &p) in g.iter_mut().zip(from).zip(p) {
-        *g = factor * from + weight_decay * p;
     }
 }
 

@@ -87,7 +87,6 @@ impl<'a> Gradient<'a> {
         let block = &mut block[..range.len()];
         let first = element + range.start;
         match self {
-            Self::Dense(DType::F32, g) => shape.read(first, floats(&g[scaled(range, 4)]), block, p),
             Self::Dense(dtype, g) => {
                 storage::load(*dtype, &g[scaled(range, dtype.size())], block);
                 shape.apply(first, block, p);
@@ -115,8 +114,25 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// The parameter and the shaped gradient of a range.
+    /// The parameter and the shaped gradient of a range, in place or in the blocks.
     pub(crate) fn read<'b>(
+        &'b self,
+        shape: &Shape<'_>,
+        range: Range<usize>,
+        p_block: &'b mut [f32; BLOCK],
+        g_block: &'b mut [f32; BLOCK],
+    ) -> (&'b [f32], &'b [f32]) {
+        match self.gradient.as_it_is(shape, &range) {
+            Some(g) => (read(self.form, self.p, self.master, &range, p_block), g),
+            None => {
+                let (p, g) = self.copy(shape, range, p_block, g_block);
+                (p, g)
+            }
+        }
+    }
+
+    /// The parameter of a range, and the shaped gradient in its block.
+    pub(crate) fn copy<'b>(
         &'b self,
         shape: &Shape<'_>,
         range: Range<usize>,
