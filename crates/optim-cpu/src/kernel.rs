@@ -13,12 +13,15 @@ use crate::storage::low;
 /// The slots of a piece of a parameter: slices of its length; those that the rule does not have are empty.
 pub(crate) type Slots<'a> = [&'a mut [f32]; MAX_SLOTS];
 
+/// As [`Slots`], of slots that are `bf16`.
+pub(crate) type Bf16Slots<'a> = [&'a mut [u16]; MAX_SLOTS];
+
 /// The slots of a piece of a parameter as they are kept.
 pub(crate) enum Opened<'a> {
     /// As `f32`, or read from what they are kept as.
     F32(Slots<'a>),
     /// As `bf16`, all of them.
-    Bf16([&'a mut [u16]; MAX_SLOTS], Random),
+    Bf16(Bf16Slots<'a>, Random),
 }
 
 /// What the random bits of a piece of a parameter follow from.
@@ -69,7 +72,7 @@ pub(crate) struct Kernel {
     pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Scaling, Slots<'_>),
     /// With slots that are read from `bf16` and rounded stochastically in the same loop: what waits for divisions and roots
     /// computes random bits meanwhile.
-    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, [&mut [u16]; MAX_SLOTS], Random),
+    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, Random),
 }
 
 /// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
@@ -158,6 +161,7 @@ macro_rules! elementwise {
     ($kernel:ident = $update:path, $step:ty, [$($slot:ident),*]) => {
         #[allow(non_upper_case_globals, reason = "named as a function is")]
         pub(crate) const $kernel: $crate::kernel::Kernel = {
+            #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
@@ -171,6 +175,7 @@ macro_rules! elementwise {
                 }
             }
             #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
+            #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]

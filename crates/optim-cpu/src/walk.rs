@@ -1,5 +1,6 @@
 //! The walk over a piece of a parameter: what is kept in another format, or has to be shaped, goes through blocks of `f32` that
-//! stay in the first-level cache until the kernel has read them; what is not is used in place.
+//! stay in the first-level cache until the kernel has read them; what is not is used in place. So is what kernels see to
+//! themselves: slots as `bf16`, and gradients to be scaled and to which decay is added.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use optim_core::{DType, compressed};
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::form::Form;
-use crate::kernel::{Opened, Random, Scaling, Slots};
+use crate::kernel::{Bf16Slots, Opened, Random, Scaling, Slots};
 use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
@@ -232,7 +233,7 @@ fn open_bf16<'b>(
     slots: &'b mut [&mut [u8]],
     range: &Range<usize>,
 ) -> Opened<'b> {
-    let (mut opened, mut streams): ([&mut [u16]; MAX_SLOTS], _) = (Default::default(), [0; MAX_SLOTS]);
+    let (mut opened, mut streams) = (Bf16Slots::default(), [0; MAX_SLOTS]);
     for (plane, ((opened, stream), slot)) in
         (1..).zip(opened.iter_mut().zip(&mut streams).zip(slots)).take(form.slots.len())
     {
