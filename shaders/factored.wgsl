@@ -78,7 +78,7 @@ fn raw(i: u32) -> f32 {
     }
     let row = i / dims.columns;
     let column = row / dims.rows * dims.columns + i % dims.columns;
-    return direction(shaped(i), roots[row], column_moment(column));
+    return direction(shaped(i), roots[row], sqrt(column_moment(column)));
 }
 
 // R: a workgroup for each word of rows.

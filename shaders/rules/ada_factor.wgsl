@@ -29,7 +29,7 @@ fn moment(s: Step, v: ptr<function, f32>, mean: f32) {
 
 fn direction(g: f32, row: f32, column: f32) -> f32 {
     // (3) u = g / √(R / mean of R) / √C
-    return g / row / sqrt(column);
+    return g / row / column;
 }
 
 fn direction_vector(g: f32, v: f32) -> f32 {

@@ -3,7 +3,7 @@
 use optimizers::{Builder, ParamGroup, Parameter, Rule};
 
 /// Lengths at which loops, blocks, tasks and workgroups begin, end or overflow: none, one, a few, a vector ± 1, a workgroup
-/// ± 1, a block ± 1, a task ± 1, the length from which work is shared ± 1, more than 16 bits count.
+/// ± 1, a block ± 1, a task ± 1, some tasks, more than 16 bits count. Together they are enough to be shared out.
 pub const AWKWARD: &[usize] = &[
     0, 1, 3, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025, 16_383, 16_384, 16_385, 29_999, 30_000, 30_001,
     70_001,

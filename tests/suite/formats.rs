@@ -289,6 +289,21 @@ mod blocks {
         c * c.abs() * f64::from(scale) / f64::from(u32::from(largest).pow(2))
     }
 
+    /// The squares are divided as an exact division rounds.
+    #[test]
+    fn squares_are_divided_exactly() {
+        for c in 0..=u8::MAX {
+            let positive = f32::from(u16::from(c) * u16::from(c)) / 65_025.0;
+            assert_eq!(decode_positive(c, 1.0).to_bits(), positive.to_bits(), "{c}");
+            let size = u16::from(c.cast_signed().unsigned_abs());
+            let mut signed = f32::from(size * size) / 16_129.0;
+            if c > 127 {
+                signed = -signed;
+            }
+            assert_eq!(decode_signed(c, 1.0).to_bits(), signed.to_bits(), "{c}");
+        }
+    }
+
     #[test]
     fn codes_are_squares_of_the_scale() {
         for (code, scale) in [(SIGNED, 0.7), (SIGNED, 3e-30), (POSITIVE, 1.3), (POSITIVE, 5e20)] {

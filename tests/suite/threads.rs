@@ -49,7 +49,7 @@ fn tiny_tensors_around_a_huge_one() {
 /// Cuts that fall exactly between tensors.
 #[test]
 fn tensors_of_a_task_each() {
-    same_for_any_number(&[16_384; 6], 2, false);
+    same_for_any_number(&[16_384; 10], 2, false);
 }
 
 /// Every format, with all that can stand around a rule; cuts fall inside rows.

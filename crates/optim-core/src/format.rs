@@ -2,7 +2,8 @@
 //!
 //! Kernels compute in `f32`. A format says how a number is read before and stored after. Every function here takes one
 //! number, branches on nothing that a compiler cannot turn into a selection, and has a twin of the same name in
-//! `shaders/formats.wgsl`, statement by statement: both give the same bits, on any processor.
+//! `shaders/formats.wgsl`: both give the same bits, on any processor. Where the twins' statements differ, these here are the
+//! faster ones on a processor, and a compiler for a GPU might round them otherwise.
 //!
 //! | kept as | bytes | relative error of one store | read, store |
 //! | --- | --- | --- | --- |
@@ -204,17 +205,16 @@ pub fn f32_to_bf16(x: f32) -> u16 {
 pub fn f32_to_bf16_stochastic(x: f32, random: u32) -> u16 {
     let bits = x.to_bits();
     let magnitude = magnitude(x);
-    let mut rounded = (magnitude + (random & 0xffff)) >> 16;
-    if rounded > 0x7f7f {
-        rounded = 0x7f7f;
+    // What would become infinite is cut, and what is infinite or not a number already.
+    let mut added = random & 0xffff;
+    if magnitude >= 0x7f7f_0000 {
+        added = 0;
     }
-    if magnitude >= INFINITE {
-        rounded = magnitude >> 16;
-    }
+    let mut rounded = (bits + added) >> 16;
     if magnitude > INFINITE {
         rounded |= 0x40;
     }
-    (((bits >> 16) & 0x8000) | rounded) as u16
+    rounded as u16
 }
 
 /// An `f32` as a `bf16` and the 16 bits that [`join`] needs to make it `x` again: the difference of their bits.
@@ -270,16 +270,12 @@ pub fn scale_of(block: &[f32]) -> f32 {
 #[must_use]
 pub fn decode_signed(code: u8, scale: f32) -> f32 {
     let code = u32::from(code);
-    let mut c = code;
-    if code > 127 {
-        c = 256 - code;
-    }
+    let c = (code << 24).cast_signed() >> 24;
     let square = (c * c) as f32;
-    let mut x = square / 16_129.0 * scale;
-    if code > 127 {
-        x = -x;
-    }
-    x
+    // c² / 16129, correctly rounded for every code: the first product is exact.
+    let part = square * 6.198_883e-5 + square * 1.129_343_2e-8;
+    let x = part * scale;
+    f32::from_bits(x.to_bits() ^ ((code & 0x80) << 24))
 }
 
 /// One of the two signed codes around `x`, the one further from 0 with the probability of the distance from the other: what is
@@ -304,7 +300,9 @@ pub fn encode_signed(x: f32, scale: f32, random: u32) -> u8 {
 pub fn decode_positive(code: u8, scale: f32) -> f32 {
     let c = u32::from(code);
     let square = (c * c) as f32;
-    square / 65_025.0 * scale
+    // c² / 65025, correctly rounded for every code: the first product is exact.
+    let part = square * 1.525_878_9e-5 + square * 1.199_114_5e-7;
+    part * scale
 }
 
 /// One of the two positive codes around `x`, as [`encode_signed`] does; but 0 is for 0 alone. Smaller numbers than
@@ -330,21 +328,24 @@ fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
     if u > most {
         u = most;
     }
-    // The nearest whole number: the low bits of a sum of which 1 is the last bit.
-    let mut root = (u.sqrt() + 8_388_608.0).to_bits() & 0xff;
-    if (root * root) as f32 > u {
-        root -= 1;
+    // The nearest whole number, or the one below if its square is too large: whole numbers of up to 24 bits are exact.
+    let mut root = u.sqrt() + 8_388_608.0 - 8_388_608.0;
+    if root * root > u {
+        root -= 1.0;
     }
-    let rest = u - (root * root) as f32;
-    let gap = (root + root + 1) as f32;
-    let threshold = (random & 0xff_ffff) as f32 * 5.960_464_5e-8;
+    let rest = u - root * root;
+    // (2 root + 1) · 2⁻²⁴
+    let gap = root * 1.192_092_9e-7 + 5.960_464_5e-8;
+    let threshold = (random & 0xff_ffff) as f32;
     if rest > threshold * gap {
-        root += 1;
+        root += 1.0;
     }
+    // The low bits of a sum of which 1 is the last bit.
+    let mut code = (root + 8_388_608.0).to_bits() & 0xff;
     if bits == 0 || bits >= INFINITE {
-        root = 0;
+        code = 0;
     }
-    root
+    code
 }
 
 /// Mixes 32 bits: every bit of the input changes every bit of the output with a probability near a half. One-to-one; 0 stays 0.

@@ -126,12 +126,14 @@ pub struct Optimizer {
     records: Vec<Record>,
     record_of: Vec<u32>,
     rows: Vec<RowList>,
+    /// Whether one of these has entries.
+    lists_rows: bool,
     rates: Arc<[f64]>,
     /// The rates of later updates that the coming one may be.
     later_rates: Vec<Arc<[f64]>>,
     ahead: Vec<Pace>,
-    /// The first record of each class.
-    starts: Vec<usize>,
+    /// The first record of each class, and whether a second one is for first updates.
+    starts: Vec<(usize, bool)>,
     own_grads: Vec<Grad<'static>>,
     flags: Vec<bool>,
 }
@@ -159,6 +161,7 @@ impl Optimizer {
             records: Vec::new(),
             record_of: vec![0; count],
             rows: vec![RowList::default(); count],
+            lists_rows: false,
             updated: vec![false; count],
             frozen: vec![false; count],
             seeded: vec![false; count],
@@ -618,6 +621,11 @@ impl Optimizer {
 
     /// The rows of the row-sparse gradients, in order.
     fn fill_rows(&mut self, grads: &[Grad<'_>]) {
+        let lists_rows = grads.iter().any(|grad| matches!(grad, Grad::Rows(..)));
+        if !lists_rows && !self.lists_rows {
+            return;
+        }
+        self.lists_rows = lists_rows;
         for (rows, grad) in self.rows.iter_mut().zip(grads) {
             match grad {
                 Grad::Rows(indices, _) => rows.set(indices),
@@ -753,17 +761,17 @@ impl Optimizer {
         self.starts.clear();
         let mut start = 0;
         for class in &self.classes {
-            self.starts.push(start);
-            start += firsts(self.rules[class.group].spec()).len();
+            let records = firsts(self.rules[class.group].spec()).len();
+            self.starts.push((start, records > 1));
+            start += records;
         }
         for (index, record) in self.record_of.iter_mut().enumerate() {
             if self.frozen[index] || grads[index].is_none() {
                 *record = FROZEN;
                 continue;
             }
-            let class = self.class_of[index];
-            let differs = self.rules[self.classes[class].group].spec().first_update_differs();
-            let place = self.starts[class] + usize::from(differs && !self.updated[index]);
+            let (start, differs) = self.starts[self.class_of[index]];
+            let place = start + usize::from(differs && !self.updated[index]);
             *record = u32::try_from(place).expect("fewer than 2^32 records");
         }
     }

@@ -52,6 +52,8 @@ impl fmt::Display for DType {
 pub struct Parameter {
     name: String,
     shape: Vec<usize>,
+    /// The product of the shape.
+    len: usize,
     dtype: DType,
     trainable: bool,
 }
@@ -63,7 +65,9 @@ impl Parameter {
     /// Without groups it also decides about weight decay: see [`Builder::weight_decay`](crate::Builder::weight_decay).
     #[must_use]
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
-        Self { name: name.into(), shape: shape.into(), dtype: DType::F32, trainable: true }
+        let shape = shape.into();
+        let len = product(&shape);
+        Self { name: name.into(), shape, len, dtype: DType::F32, trainable: true }
     }
 
     /// The same parameter stored as `dtype`. Default: [`DType::F32`].
@@ -112,13 +116,14 @@ impl Parameter {
         if let Some(first) = parameter.shape.first_mut() {
             *first = rows;
         }
+        parameter.len = product(&parameter.shape);
         parameter
     }
 
     /// The number of elements: the product of the shape.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        self.len
     }
 
     /// Whether there is no element at all.
@@ -138,4 +143,9 @@ impl From<&&Self> for Parameter {
     fn from(parameter: &&Self) -> Self {
         (*parameter).clone()
     }
+}
+
+/// The number of elements. A builder refuses a shape of more than the largest number.
+fn product(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product, &extent| product.saturating_mul(extent))
 }

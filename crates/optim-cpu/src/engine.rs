@@ -7,6 +7,7 @@ use half::f16;
 use optim_core::backend::{Engine, FROZEN, Part, Plan, Progress, Record, SlotFormat, Update, wrong_memory};
 use optim_core::format;
 use optim_core::guard::{Control, Guard, Measured, Verdict, decide};
+use optim_core::rule::MAX_TERMS;
 use optim_core::{DType, Error, Grad, ParamMut, Result, Values, compressed};
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -279,9 +280,8 @@ impl Now {
         Shape::new(record, &self.units[rows], form.width)
     }
 
-    /// Sums the rows of the row-sparse gradients.
+    /// Sums the rows of the row-sparse gradients, of which there are no sums yet.
     fn sum_rows(&mut self, forms: &[Form], update: &Update<'_>, grads: &[Grad<'_>]) {
-        self.row_grads.clear();
         for (param, (form, grad)) in forms.iter().zip(grads).enumerate() {
             self.row_starts[param] = self.row_grads.len();
             if let Some((dtype, bytes)) = listed(grad).filter(|_| update.record_of[param] != FROZEN) {
@@ -319,10 +319,12 @@ impl Engine for CpuEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
         let forms = &self.memory.forms;
         check_params(forms, params)?;
+        let mut lists_rows = false;
         for ((form, grad), &record) in
             forms.iter().zip(grads).zip(update.record_of).filter(|(_, record)| **record != FROZEN)
         {
             check_grad(form, grad)?;
+            lists_rows |= matches!(grad, Grad::Rows(..));
             let refuse = |with: &str| {
                 let what = format!("a row-sparse gradient ({:?}) with {with}", form.name());
                 Err(Error::Unsupported { what, backend: "cpu".into() })
@@ -343,7 +345,10 @@ impl Engine for CpuEngine {
         });
         self.now.records.clear();
         self.now.records.extend_from_slice(&update.records[used]);
-        self.now.sum_rows(&self.memory.forms, update, grads);
+        self.now.row_grads.clear();
+        if lists_rows {
+            self.now.sum_rows(&self.memory.forms, update, grads);
+        }
 
         let mut progress = Progress::Applied;
         if let Some(guard) = update.guard {
@@ -364,7 +369,7 @@ impl Engine for CpuEngine {
                         (Shape::before_rows(record), |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| {
                             lars::measure(p, g, sums)
                         });
-                    measure(form, &shape, gradient, piece, space, add);
+                    measure(form, lars::TERMS, &shape, gradient, piece, space, add);
                 }
             });
             for param in (0..params.len()).filter(|&param| updated(param)) {
@@ -384,7 +389,7 @@ impl Engine for CpuEngine {
                     let add = |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| {
                         add(&record.scalars, p, g, slots, sums)
                     };
-                    measure(form, shape, gradient, piece, space, add);
+                    measure(form, MAX_TERMS, shape, gradient, piece, space, add);
                 }
             });
             for param in (0..params.len()).filter(|&param| updated(param)) {
@@ -400,8 +405,8 @@ impl Engine for CpuEngine {
             if let kernel::Update::Factored = kernel {
                 return factored::update(form, record, shape, gradient, piece, space);
             }
-            walk::update(form, record, shape, gradient, piece, space, |_, p, g, slots| {
-                kernel.run(&update.rules[rule], &record.scalars, p, g, slots);
+            walk::update(form, record, shape, gradient, piece, space, |_, p, g, scaling, slots| {
+                kernel.run(&update.rules[rule], &record.scalars, p, g, scaling, slots);
             });
         });
         Ok(progress)
@@ -515,9 +520,10 @@ impl Engine for CpuEngine {
     }
 }
 
-/// Sums the terms of a piece: `add(p, shaped g, slots, running sums)` those of a row.
+/// Sums the first `terms` terms of a piece: `add(p, shaped g, slots, running sums)` those of a row.
 fn measure(
     form: &Form,
+    terms: usize,
     shape: &Shape<'_>,
     gradient: Gradient<'_>,
     piece: &mut Piece<'_>,
@@ -527,8 +533,8 @@ fn measure(
     let sums = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
     let (slots, others) = piece.arrays.split_at_mut(MASTER);
     let view = View { form, element: piece.element, p: piece.p, master: others[0], gradient };
-    let Blocks { p: p_block, g: g_block, slots: blocks } = space.blocks();
-    reduce::summed(piece.len, sums, |range, columns| {
+    let Blocks { p: p_block, g: g_block, slots: blocks, columns } = space.blocks();
+    reduce::summed(piece.len, terms, sums, columns, |range, columns| {
         let (p, g) = view.read(shape, range.clone(), p_block, g_block);
         add(p, g, walk::open(form, slots, &range, blocks), columns);
     });

@@ -22,6 +22,7 @@ use optim_core::rules::ada_factor::Step;
 use crate::arena::{MASTER, SCRATCH, SLOTS, SUMS};
 use crate::drive::Piece;
 use crate::form::Form;
+use crate::kernel::Opened;
 use crate::reduce::{self, LANES, ROW, Sums, count};
 use crate::rules::ada_factor as rule;
 use crate::shape::Shape;
@@ -88,11 +89,12 @@ pub(crate) fn update(
     let (len, matrix) = (piece.len, rows * columns);
     let [mut row_moments, mut column_moments, mut vector_moments] =
         array::from_fn(|nth| Moments::new(form.slots[nth].dtype, mem::take(&mut piece.arrays[SLOTS + nth])));
-    let (sums, roots) = floats_mut(mem::take(&mut piece.arrays[SCRATCH])).split_at_mut(2 * columns);
-    let (block, total) = sums.split_at_mut(columns);
+    let (block, rest) = floats_mut(mem::take(&mut piece.arrays[SCRATCH])).split_at_mut(columns);
+    let (total, rest) = rest.split_at_mut(columns);
+    let (roots, column_roots) = rest.split_at_mut(len.checked_div(columns).unwrap_or_default());
     let slices: &mut [Sums] = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
     let view = View { form, element: 0, p: piece.p, master: piece.arrays[MASTER], gradient };
-    let Blocks { p: p_block, g: g_block, .. } = space.blocks();
+    let Blocks { p: p_block, g: g_block, columns: running, .. } = space.blocks();
 
     // The second moments.
     let mut buffer = [0.0; ROW];
@@ -126,11 +128,13 @@ pub(crate) fn update(
                 total.iter_mut().zip(&*block).for_each(|(total, block)| *total += block);
             }
             for (start, sums) in (first_column..).step_by(ROW).zip(total.chunks(ROW)) {
-                column_moments.change(start..start + sums.len(), |moments| {
+                let columns = start..start + sums.len();
+                column_moments.change(columns.clone(), |moments| {
                     for (moment, sum) in moments.iter_mut().zip(sums) {
                         rule::moment(step, moment, sum / count(rows));
                     }
                 });
+                rule::roots(column_moments.read(columns.clone(), &mut buffer), &mut column_roots[columns]);
             }
             let roots = &mut roots[matrix_rows];
             let mean = reduce::strided(roots) / count(rows);
@@ -140,8 +144,8 @@ pub(crate) fn update(
 
     // u for a stretch, in place of g.
     let directions = |start: usize, g: &mut [f32]| {
-        let mut buffer = [0.0; ROW];
         if columns == 0 {
+            let mut buffer = [0.0; ROW];
             rule::directions_vector(g, vector_moments.read(start..start + g.len(), &mut buffer));
             return;
         }
@@ -150,33 +154,30 @@ pub(crate) fn update(
             let (row, column) = (at / columns, at % columns);
             let (stretch, after) = rest.split_at_mut(rest.len().min(columns - column));
             let first = at / matrix * columns + column;
-            let moments = column_moments.read(first..first + stretch.len(), &mut buffer);
-            rule::directions(stretch, roots[row], moments);
+            rule::directions(stretch, roots[row], &column_roots[first..first + stretch.len()]);
             at += stretch.len();
             rest = after;
         }
     };
 
     // The norms.
-    reduce::summed(len, slices, |range, [first, second, _]| {
-        let (p, u) = view.read(shape, range.clone(), p_block, g_block);
+    reduce::summed(len, 2, slices, running, |range, [first, second, _]| {
+        let (p, u) = view.copy(shape, range.clone(), p_block, g_block);
         directions(range.start, u);
-        for (((&p, &u), first), second) in p.iter().zip(&*u).zip(first).zip(second) {
-            *first += p * p;
-            *second += u * u;
-        }
+        rule::add_norms(p, u, first, second);
     });
     let sums = reduce::total(slices);
     rule::finish(step, [sums[0], sums[1]], count(len));
 
     // The update.
     let step = &*step;
-    walk::update(form, record, shape, gradient, piece, space, |start, p, g, slots| {
+    walk::update(form, record, shape, gradient, piece, space, |start, p, g, _, slots| {
         let mut row = [0.0; ROW];
         let u = &mut row[..g.len()];
         u.copy_from_slice(g);
         directions(start, u);
-        let [.., m] = slots;
-        rule::updates(step, p, u, m);
+        if let Opened::F32([.., m]) = slots {
+            rule::updates(step, p, u, m);
+        }
     });
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use optim_core::backend::{Part, Plan, SlotFormat, Tensor};
 use optim_core::format::Master;
 use optim_core::rule::{MAX_SLOTS, Passes, Slot, SlotShape, Sparse};
-use optim_core::{Error, Result};
+use optim_core::{Error, Result, Rule};
 
 /// All of a parameter that does not change from step to step.
 #[derive(Debug)]
@@ -22,6 +22,10 @@ pub(crate) struct Form {
     pub(crate) formats: [Option<SlotFormat>; MAX_SLOTS],
     /// Whether parameter and state are `f32` throughout, and updated element by element.
     pub(crate) plain: bool,
+    /// Whether a kernel updates it that scales gradients.
+    pub(crate) scales: bool,
+    /// Whether all slots are `bf16`, and that kernel reads and stores them.
+    pub(crate) bf16: bool,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
     /// What a row-sparse gradient does.
@@ -37,13 +41,19 @@ impl Form {
             *format = Some(tensor.slot_format(slot));
         }
         let master = tensor.master();
+        let built_in =
+            spec.passes() != Passes::Factored && !matches!(plan.rules[tensor.rule].kernel(), Rule::Custom(_));
         Self {
-            slots,
             len: tensor.parameter.len(),
             width: tensor.rows().1,
             plain: spec.passes() != Passes::Factored
                 && master.is_none()
                 && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
+            scales: built_in,
+            bf16: built_in
+                && !slots.is_empty()
+                && formats.iter().take(slots.len()).all(|format| *format == Some(SlotFormat::Bf16)),
+            slots,
             master,
             formats,
             factored: spec.passes() == Passes::Factored,
@@ -70,11 +80,11 @@ impl Form {
         }
     }
 
-    /// The numbers that a factored rule works with: sums over the columns of one block of rows, and of one matrix; and
-    /// `√(R / mean of R)` of every row.
+    /// The numbers that a factored rule works with: sums over the columns of one block of rows, and of one matrix; then
+    /// `√(R / mean of R)` of every row and `√C` of every column.
     pub(crate) fn scratch(&self) -> usize {
         let (matrices, rows, columns) = self.matrices();
-        if self.factored { 2 * columns + matrices * rows } else { 0 }
+        if self.factored { 2 * columns + matrices * (rows + columns) } else { 0 }
     }
 
     /// The elements of a row of a row-sparse gradient.

@@ -3,17 +3,77 @@
 use std::fmt;
 
 use multiversion::{multiversion, target::match_target};
-use optim_core::Rule;
 pub(crate) use optim_core::rule::MAX_SLOTS;
 use optim_core::rule::StepScalars;
+use optim_core::{Rule, format};
 
 use crate::reduce::{Columns, Sums};
+use crate::storage::low;
 
 /// The slots of a piece of a parameter: slices of its length; those that the rule does not have are empty.
 pub(crate) type Slots<'a> = [&'a mut [f32]; MAX_SLOTS];
 
-/// A rule's kernel: the scalars, the parameter, the gradient, the slots. All slices have one length.
-pub(crate) type Kernel = fn(&StepScalars, &mut [f32], &[f32], Slots<'_>);
+/// As [`Slots`], of slots that are `bf16`.
+pub(crate) type Bf16Slots<'a> = [&'a mut [u16]; MAX_SLOTS];
+
+/// The slots of a piece of a parameter as they are kept.
+pub(crate) enum Opened<'a> {
+    /// As `f32`, or read from what they are kept as.
+    F32(Slots<'a>),
+    /// As `bf16`, all of them.
+    Bf16(Bf16Slots<'a>, Random),
+}
+
+/// What the random bits of a piece of a parameter follow from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Random {
+    /// Of each slot.
+    pub(crate) streams: [u32; MAX_SLOTS],
+    /// The low 32 bits of the index of the first element.
+    pub(crate) first: u32,
+}
+
+impl Random {
+    /// The number of a slot, rounded; `i` counts from the first element.
+    #[inline(always)]
+    pub(crate) fn round(&self, x: f32, slot: usize, i: usize) -> u16 {
+        let element = self.first.wrapping_add(low(i));
+        format::f32_to_bf16_stochastic(x, format::random_at(self.streams[slot], element))
+    }
+}
+
+/// What a gradient is multiplied with and what of the parameter is added, in the kernel's loop: the shaping that is as good as
+/// free there. Each only where it does something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scaling {
+    pub(crate) factor: f32,
+    pub(crate) weight_decay: f32,
+}
+
+impl Scaling {
+    pub(crate) const NONE: Self = Self { factor: 1.0, weight_decay: 0.0 };
+
+    #[inline(always)]
+    pub(crate) fn apply(self, g: f32, p: f32) -> f32 {
+        let mut scaled = g;
+        if self.factor != 1.0 {
+            scaled = self.factor * g;
+        }
+        if self.weight_decay != 0.0 {
+            scaled += self.weight_decay * p;
+        }
+        scaled
+    }
+}
+
+/// A rule's kernel: the scalars, the parameter, the gradient and how it is scaled, the slots. All slices have one length.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Scaling, Slots<'_>),
+    /// With slots that are read from `bf16` and rounded stochastically in the same loop: what waits for divisions and roots
+    /// computes random bits meanwhile.
+    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, Random),
+}
 
 /// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
 /// terms are added. All slices have one length, at most a row's.
@@ -41,16 +101,36 @@ pub(crate) enum Update {
 }
 
 impl Update {
-    /// Updates a stretch; `rule` as it is at this step.
-    pub(crate) fn run(self, rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], mut slots: Slots<'_>) {
-        match (self, rule.kernel()) {
-            (Self::BuiltIn(kernel), _) => kernel(scalars, p, g, slots),
-            (_, Rule::Custom(rule)) => {
-                let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
-                rule.update(scalars, p, g, &mut slots[..used]);
-            }
-            (Self::Custom | Self::Factored, _) => unreachable!("a factored rule has a walk of its own"),
+    /// Updates a stretch; `rule` as it is at this step. Only a built-in rule takes a scaling and slots as `bf16`.
+    #[inline]
+    pub(crate) fn run(
+        self,
+        rule: &Rule,
+        scalars: &StepScalars,
+        p: &mut [f32],
+        g: &[f32],
+        scaling: Scaling,
+        slots: Opened<'_>,
+    ) {
+        let kernel = match self {
+            Self::BuiltIn(kernel) => kernel,
+            Self::Custom | Self::Factored => return run_custom(rule, scalars, p, g, slots),
+        };
+        match slots {
+            Opened::F32(slots) => (kernel.f32)(scalars, p, g, scaling, slots),
+            Opened::Bf16(slots, random) => (kernel.bf16)(scalars, p, g, scaling, slots, random),
         }
+    }
+}
+
+/// Updates a stretch by the user's own rule.
+fn run_custom(rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slots: Opened<'_>) {
+    match (rule.kernel(), slots) {
+        (Rule::Custom(rule), Opened::F32(mut slots)) => {
+            let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
+            rule.update(scalars, p, g, &mut slots[..used]);
+        }
+        _ => unreachable!("a factored rule has a walk of its own, and only a kernel reads bf16"),
     }
 }
 
@@ -75,34 +155,77 @@ impl fmt::Debug for Kernels {
 
 /// Makes a [`Kernel`] of a function `update(step, p, g, slots…)`.
 ///
-/// The loop stands in a function whose slices are separate arguments: so the compiler knows that they do not overlap, and
-/// vectorizes it as well as intrinsics would be.
+/// The loops stand in functions whose slices are separate arguments: so the compiler knows that they do not overlap, and
+/// vectorizes them as well as intrinsics would be.
 macro_rules! elementwise {
     ($kernel:ident = $update:path, $step:ty, [$($slot:ident),*]) => {
-        pub(crate) fn $kernel(
-            scalars: &optim_core::rule::StepScalars,
-            p: &mut [f32],
-            g: &[f32],
-            slots: $crate::kernel::Slots<'_>,
-        ) {
+        #[allow(non_upper_case_globals, reason = "named as a function is")]
+        pub(crate) const $kernel: $crate::kernel::Kernel = {
+            #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
-            fn walk(s: &$step, p: &mut [f32], g: &[f32], $($slot: &mut [f32]),*) {
+            fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: $crate::kernel::Scaling, $($slot: &mut [f32]),*) {
                 let (p, n) = { let n = p.len(); (&mut p[..n], n) };
                 let g = &g[..n];
                 $(let $slot = &mut $slot[..n];)*
                 for i in 0..n {
-                    $update(s, &mut p[i], g[i], $(&mut $slot[i]),*);
+                    let g = scaling.apply(g[i], p[i]);
+                    $update(s, &mut p[i], g, $(&mut $slot[i]),*);
                 }
             }
-            let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-            let [$($slot,)* ..] = slots;
-            walk(step, p, g, $($slot),*);
-        }
+            #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
+            #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
+            #[multiversion::multiversion(targets(
+                "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
+            ))]
+            fn walk_bf16(
+                s: &$step,
+                p: &mut [f32],
+                g: &[f32],
+                scaling: $crate::kernel::Scaling,
+                $($slot: &mut [u16],)*
+                random: $crate::kernel::Random,
+            ) {
+                let (p, n) = { let n = p.len(); (&mut p[..n], n) };
+                let g = &g[..n];
+                $(let $slot = &mut $slot[..n];)*
+                for i in 0..n {
+                    let mut values = $crate::kernel::read_bf16([$($slot[i]),*]);
+                    {
+                        let [$($slot),*] = &mut values;
+                        let g = scaling.apply(g[i], p[i]);
+                        $update(s, &mut p[i], g, $($slot),*);
+                    }
+                    let mut nth = 0;
+                    $(
+                        $slot[i] = random.round(values[nth], nth, i);
+                        nth += 1;
+                    )*
+                }
+            }
+            $crate::kernel::Kernel {
+                f32: |scalars, p, g, scaling, slots| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    walk(step, p, g, scaling, $($slot),*);
+                },
+                bf16: |scalars, p, g, scaling, slots, random| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    walk_bf16(step, p, g, scaling, $($slot,)* random);
+                },
+            }
+        };
     };
 }
 pub(crate) use elementwise;
+
+/// The slots of one element.
+#[inline(always)]
+pub(crate) fn read_bf16<const N: usize>(bits: [u16; N]) -> [f32; N] {
+    bits.map(format::bf16_to_f32)
+}
 
 /// Makes a [`Measure`] and a [`Finish`] of the functions `terms(step, p, g, slots…)` and `finish(step, sums)`.
 macro_rules! norms {

@@ -12,6 +12,7 @@
 
 use std::ops::Range;
 
+use multiversion::multiversion;
 use optim_core::rule::MAX_TERMS;
 
 /// The elements of a row.
@@ -34,35 +35,56 @@ pub(crate) fn slices(len: usize) -> usize {
     len.div_ceil(SLICE)
 }
 
-/// Sums the terms of a run of slices: `add` adds those of a row, which these elements are, to the running sums.
-pub(crate) fn summed(len: usize, sums: &mut [Sums], mut add: impl FnMut(Range<usize>, &mut Columns)) {
-    let mut columns = [[0.0; ROW]; MAX_TERMS];
+/// Sums the first `terms` terms of a run of slices, and sets the other sums to 0: `add` adds those of a row, which these elements
+/// are, to the running sums.
+pub(crate) fn summed(
+    len: usize,
+    terms: usize,
+    sums: &mut [Sums],
+    columns: &mut Columns,
+    add: impl FnMut(Range<usize>, &mut Columns),
+) {
+    summed_by::<1>(len, terms, sums, columns, add);
+}
+
+/// As [`summed`], but `add` adds up to `ROWS` rows at a time, which are one after the other.
+pub(crate) fn summed_by<const ROWS: usize>(
+    len: usize,
+    terms: usize,
+    sums: &mut [Sums],
+    columns: &mut Columns,
+    mut add: impl FnMut(Range<usize>, &mut Columns),
+) {
     for (slice, sums) in sums.iter_mut().enumerate() {
         let end = len.min((slice + 1) * SLICE);
         let used = ROW.min(end - slice * SLICE);
         // A lane adds up four columns.
-        columns.iter_mut().for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
-        for start in (slice * SLICE..end).step_by(ROW) {
-            add(start..end.min(start + ROW), &mut columns);
+        columns.iter_mut().take(terms).for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
+        for start in (slice * SLICE..end).step_by(ROWS * ROW) {
+            add(start..end.min(start + ROWS * ROW), columns);
         }
-        *sums = fold(&columns, used);
+        *sums = [0.0; MAX_TERMS];
+        sums.iter_mut().zip(&*columns).take(terms).for_each(|(sum, column)| *sum = fold(column, used));
     }
 }
 
-/// The sums of a slice whose columns from `used` on are 0.
-fn fold(columns: &Columns, used: usize) -> Sums {
-    columns.each_ref().map(|columns| {
-        let mut lanes = [0.0; LANES];
-        let used = used.div_ceil(4);
-        for (lane, column) in lanes.iter_mut().zip(columns.chunks_exact(4)).take(used) {
-            *lane = (column[0] + column[1]) + (column[2] + column[3]);
-        }
-        tree(&mut lanes, used)
-    })
+/// The sum of a slice's columns, of which those from `used` on are 0.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn fold(columns: &[f32; ROW], used: usize) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let used = used.div_ceil(4);
+    for (lane, column) in lanes.iter_mut().zip(columns.chunks_exact(4)).take(used) {
+        *lane = (column[0] + column[1]) + (column[2] + column[3]);
+    }
+    tree(&mut lanes, used)
 }
 
 /// The sums of a parameter, of those of its slices.
 pub(crate) fn total(slices: &[Sums]) -> Sums {
+    // Most parameters of a long list are small.
+    if let [sums] = slices {
+        return *sums;
+    }
     std::array::from_fn(|term| {
         let mut lanes = [0.0; LANES];
         for row in slices.chunks(LANES) {
@@ -84,16 +106,33 @@ pub(crate) fn strided(numbers: &[f32]) -> f32 {
 }
 
 /// Adds up the lanes, of which those from `used` on are 0.
+#[inline(always)]
 pub(crate) fn tree(lanes: &mut [f32; LANES], used: usize) -> f32 {
-    let mut stride = LANES / 2;
-    while stride > 0 {
-        let (left, right) = lanes.split_at_mut(stride);
-        for (left, right) in left.iter_mut().zip(right.iter()).take(used.saturating_sub(stride)) {
-            *left += right;
-        }
-        stride /= 2;
+    level::<128>(lanes, used);
+    level::<64>(lanes, used);
+    level::<32>(lanes, used);
+    level::<16>(lanes, used);
+    level::<8>(lanes, used);
+    if used >= 8 {
+        let [a, b, c, d, e, f, g, h, ..] = *lanes;
+        return ((a + e) + (c + g)) + ((b + f) + (d + h));
     }
+    level::<4>(lanes, used);
+    level::<2>(lanes, used);
+    level::<1>(lanes, used);
     lanes[0]
+}
+
+/// Adds the second `STRIDE` lanes to the first.
+#[inline(always)]
+fn level<const STRIDE: usize>(lanes: &mut [f32; LANES], used: usize) {
+    let (left, right) = lanes.split_at_mut(STRIDE);
+    let pairs = left.iter_mut().zip(&right[..STRIDE]);
+    if used >= 2 * STRIDE {
+        pairs.for_each(|(left, right)| *left += right);
+    } else {
+        pairs.take(used.saturating_sub(STRIDE)).for_each(|(left, right)| *left += right);
+    }
 }
 
 /// A number of elements as a divisor.

@@ -3,6 +3,7 @@
 use multiversion::multiversion;
 use optim_core::backend::{Record, Shaping};
 
+use crate::kernel::Scaling;
 use crate::units::Row;
 
 /// The shaping of one parameter's gradient.
@@ -29,6 +30,13 @@ impl<'a> Shape<'a> {
     pub(crate) fn before_rows(record: &Record) -> Self {
         let shaping = Shaping { weight_decay: 0.0, flags: 0, ..record.shaping };
         Self { shaping, ..Self::NONE }
+    }
+
+    /// All of the shaping, if a kernel does that.
+    pub(crate) fn scaling(&self) -> Option<Scaling> {
+        let Shaping { factor, weight_decay, limit, flags } = self.shaping;
+        let all = limit == 0.0 && !self.units && flags & Shaping::CENTRALIZE == 0;
+        all.then_some(Scaling { factor, weight_decay })
     }
 
     /// Whether the gradient stays as it is.

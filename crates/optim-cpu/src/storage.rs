@@ -112,7 +112,8 @@ pub(crate) fn accumulate(weight: f32, fresh: bool, dtype: DType, g: &[u8], sum: 
 
 /// The low 32 bits of an element's index: all that its random bits depend on.
 #[allow(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
-fn low(element: usize) -> u32 {
+#[inline(always)]
+pub(crate) fn low(element: usize) -> u32 {
     element as u32
 }
 

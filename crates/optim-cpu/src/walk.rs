@@ -1,18 +1,20 @@
 //! The walk over a piece of a parameter: what is kept in another format, or has to be shaped, goes through blocks of `f32` that
-//! stay in the first-level cache until the kernel has read them; what is not is used in place.
+//! stay in the first-level cache until the kernel has read them; what is not is used in place. So is what kernels see to
+//! themselves: slots as `bf16`, and gradients to be scaled and to which decay is added.
 
 use std::ops::Range;
 
 use multiversion::multiversion;
 use optim_core::backend::{Record, SlotFormat};
 use optim_core::format::{self, Master};
-use optim_core::rule::{MAX_SLOTS, Sparse};
+use optim_core::rule::{MAX_SLOTS, MAX_TERMS, Sparse};
 use optim_core::{DType, compressed};
 
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::form::Form;
-use crate::kernel::Slots;
+use crate::kernel::{Bf16Slots, Opened, Random, Scaling, Slots};
+use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
 use crate::storage::{self, floats, floats_mut, numbers_mut};
@@ -29,11 +31,14 @@ pub(crate) struct Blocks {
     pub(crate) p: [f32; BLOCK],
     pub(crate) g: [f32; BLOCK],
     pub(crate) slots: [[f32; BLOCK]; MAX_SLOTS],
+    /// The running sums of a slice.
+    pub(crate) columns: Columns,
 }
 
 impl Blocks {
     fn new() -> Self {
-        Self { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS] }
+        let columns = [[0.0; ROW]; MAX_TERMS];
+        Self { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS], columns }
     }
 }
 
@@ -58,6 +63,16 @@ impl<'a> Gradient<'a> {
         match self {
             Self::Dense(DType::F32, g) if shape.is_none() => Some(floats(&g[scaled(range, 4)])),
             _ => None,
+        }
+    }
+
+    /// The gradient of a range and how it is scaled, if it is `f32` and a kernel can do all its shaping.
+    fn as_kernels_take_it(&self, form: &Form, shape: &Shape<'_>, range: &Range<usize>) -> Option<(&'a [f32], Scaling)> {
+        match self {
+            Self::Dense(DType::F32, g) if form.scales => {
+                shape.scaling().map(|scaling| (floats(&g[scaled(range, 4)]), scaling))
+            }
+            _ => self.as_it_is(shape, range).map(|g| (g, Scaling::NONE)),
         }
     }
 
@@ -100,8 +115,25 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// The parameter and the shaped gradient of a range.
+    /// The parameter and the shaped gradient of a range, in place or in the blocks.
     pub(crate) fn read<'b>(
+        &'b self,
+        shape: &Shape<'_>,
+        range: Range<usize>,
+        p_block: &'b mut [f32; BLOCK],
+        g_block: &'b mut [f32; BLOCK],
+    ) -> (&'b [f32], &'b [f32]) {
+        match self.gradient.as_it_is(shape, &range) {
+            Some(g) => (read(self.form, self.p, self.master, &range, p_block), g),
+            None => {
+                let (p, g) = self.copy(shape, range, p_block, g_block);
+                (p, g)
+            }
+        }
+    }
+
+    /// The parameter of a range, and the shaped gradient in its block.
+    pub(crate) fn copy<'b>(
         &'b self,
         shape: &Shape<'_>,
         range: Range<usize>,
@@ -136,6 +168,7 @@ pub(crate) fn read<'b>(
 }
 
 /// The slots of a range, in place or in the blocks.
+#[inline(always)]
 pub(crate) fn open<'b>(
     form: &Form,
     slots: &'b mut [&mut [u8]],
@@ -191,7 +224,26 @@ fn close(
     }
 }
 
-/// Updates a piece: `kernel(first element within the piece, p, shaped g, slots)`.
+/// The slots of a range, which are `bf16`, in place.
+#[inline(always)]
+fn open_bf16<'b>(
+    form: &Form,
+    step: u32,
+    element: usize,
+    slots: &'b mut [&mut [u8]],
+    range: &Range<usize>,
+) -> Opened<'b> {
+    let (mut opened, mut streams) = (Bf16Slots::default(), [0; MAX_SLOTS]);
+    for (plane, ((opened, stream), slot)) in
+        (1..).zip(opened.iter_mut().zip(&mut streams).zip(slots)).take(form.slots.len())
+    {
+        *opened = numbers_mut(&mut slot[scaled(range, 2)]);
+        *stream = format::stream(form.tensor.key, step, plane);
+    }
+    Opened::Bf16(opened, Random { streams, first: storage::low(element + range.start) })
+}
+
+/// Updates a piece: `kernel(first element within the piece, p, g, its scaling, slots)`; the gradient is shaped but for the scaling.
 pub(crate) fn update(
     form: &Form,
     record: &Record,
@@ -199,17 +251,25 @@ pub(crate) fn update(
     gradient: Gradient<'_>,
     piece: &mut Piece<'_>,
     space: &mut Space,
-    kernel: impl Fn(usize, &mut [f32], &[f32], Slots<'_>),
+    kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, Opened<'_>),
 ) {
     let (whole, weight) = (0..piece.len, record.stages.ema);
     let averages = form.tensor.ema && weight != 0.0;
     if form.plain
         && !averages
-        && let Some(g) = gradient.as_it_is(shape, &whole)
+        && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
     {
         let mut slots = Slots::default();
         slots.iter_mut().zip(&mut piece.arrays[SLOTS..]).for_each(|(slot, bytes)| *slot = floats_mut(bytes));
-        return kernel(0, floats_mut(piece.p), g, slots);
+        return kernel(0, floats_mut(piece.p), g, scaling, Opened::F32(slots));
+    }
+    if form.bf16
+        && form.master.is_none()
+        && !averages
+        && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
+    {
+        let slots = open_bf16(form, record.stages.step, piece.element, &mut piece.arrays[SLOTS..], &whole);
+        return kernel(0, floats_mut(piece.p), g, scaling, slots);
     }
     let blocks = space.blocks();
     let update = |piece: &mut Piece<'_>, range: Range<usize>, g: Option<&[f32]>, blocks: &mut Blocks| {
@@ -249,7 +309,7 @@ fn update_block(
     range: Range<usize>,
     g: Option<&[f32]>,
     blocks: &mut Blocks,
-    kernel: &impl Fn(usize, &mut [f32], &[f32], Slots<'_>),
+    kernel: &impl Fn(usize, &mut [f32], &[f32], Scaling, Opened<'_>),
 ) {
     let Piece { element, p: stored, arrays, .. } = piece;
     let (slots, others) = arrays.split_at_mut(MASTER);
@@ -265,13 +325,17 @@ fn update_block(
             &mut blocks.p[..range.len()]
         }
     };
-    let g = match g.or_else(|| gradient.as_it_is(shape, &range)) {
-        Some(g) => g,
-        None => gradient.shaped(shape, *element, &range, p, &mut blocks.g),
+    let at_hand = g.map(|g| (g, Scaling::NONE));
+    let (g, scaling) = match at_hand.or_else(|| gradient.as_kernels_take_it(form, shape, &range)) {
+        Some(found) => found,
+        None => (&*gradient.shaped(shape, *element, &range, p, &mut blocks.g), Scaling::NONE),
     };
-    kernel(range.start, p, g, open(form, slots, &range, &mut blocks.slots));
-
-    close(form, step, *element, slots, &range, &blocks.slots);
+    if form.bf16 {
+        kernel(range.start, p, g, scaling, open_bf16(form, step, *element, slots, &range));
+    } else {
+        kernel(range.start, p, g, scaling, Opened::F32(open(form, slots, &range, &mut blocks.slots)));
+        close(form, step, *element, slots, &range, &blocks.slots);
+    }
     let block = &blocks.p[..range.len()];
     let p = match form.master {
         None => floats(&stored[wide.clone()]),

@@ -20,7 +20,7 @@ pub(crate) fn moment(s: &Step, v: &mut f32, mean: f32) {
 #[inline(always)]
 fn direction(g: f32, row: f32, column: f32) -> f32 {
     // (3) u = g / √(R / mean of R) / √C
-    g / row / column.sqrt()
+    g / row / column
 }
 
 #[inline(always)]
@@ -88,7 +88,24 @@ pub(crate) fn moments(s: &Step, g: &[f32], v: &mut [f32]) {
     }
 }
 
-/// `u` of a stretch of one row; `row` is `√(R / mean of R)`.
+/// The roots of a stretch of second moments.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn roots(moments: &[f32], roots: &mut [f32]) {
+    for (moment, root) in moments.iter().zip(roots) {
+        *root = moment.sqrt();
+    }
+}
+
+/// Adds the squares of a stretch of `p` and of `u` to the running sums.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f32]) {
+    for (((p, u), first), second) in p.iter().zip(u).zip(first).zip(second) {
+        *first += p * p;
+        *second += u * u;
+    }
+}
+
+/// `u` of a stretch of one row; `row` is `√(R / mean of R)`, `columns` are the `√C`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn directions(g: &mut [f32], row: f32, columns: &[f32]) {
     for (g, &column) in g.iter_mut().zip(columns) {

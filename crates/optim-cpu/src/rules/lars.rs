@@ -5,6 +5,9 @@ use optim_core::backend::{Shaping, Trust};
 
 use crate::reduce::{Columns, Sums};
 
+/// How many [`terms`] are not 0.
+pub(crate) const TERMS: usize = 2;
+
 /// The squares that are summed, `g` unscaled.
 #[inline(always)]
 fn terms(p: f32, g: f32) -> Sums {
