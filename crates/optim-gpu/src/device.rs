@@ -125,11 +125,6 @@ impl Context {
         let limits = device.limits();
         let needs = [
             ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage),
-            (
-                "max_dynamic_storage_buffers_per_pipeline_layout",
-                1,
-                limits.max_dynamic_storage_buffers_per_pipeline_layout,
-            ),
             ("max_compute_workgroup_size_x", optim_shaders::WORKGROUP, limits.max_compute_workgroup_size_x),
             (
                 "max_compute_invocations_per_workgroup",
@@ -273,10 +268,10 @@ impl Context {
         self.scoped(|| self.queue.submit([encoder.finish()]))
     }
 
-    /// Waits until the submission is done and the callbacks of its mappings have been called.
-    pub(crate) fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+    /// Waits until the submission, or all that there are, is done and the callbacks of its mappings have been called.
+    pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.counts.waits.fetch_add(1, Relaxed);
-        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(self.timeout) };
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(self.timeout) };
         let polled = guarded(|| self.device.poll(poll));
         self.alive()?;
         match polled {

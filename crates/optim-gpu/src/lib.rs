@@ -74,6 +74,7 @@
 //! | `layout` | pieces, tiles |
 //! | `kind` | tensors of one kind: their pages of state, and memory beside it |
 //! | `buffer`, `transfer` | memory on the device, and to and from it |
+//! | `belt` | what the host says at each step, recorded among its commands |
 //! | `pipeline` | from a rule to its kernels |
 //! | `factored` | the walks of a rule with second moments by row and by column |
 //! | `offload` | state that stays on the host |
@@ -91,14 +92,16 @@
 //! [`GpuBackend::report_lost`] from your own handler to have it reported at once.
 #![forbid(unsafe_code)]
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
 use optim_core::backend::Plan;
-use optim_core::{Backend, DType, Engine, Result};
+use optim_core::{Backend, DType, Engine, Error, Grad, Optimizer, ParamMut, Result, StepReport};
 
 pub use wgpu;
 
+mod belt;
 mod buffer;
 mod device;
 mod engine;
@@ -272,6 +275,55 @@ impl GpuBackend {
     pub fn arena_of(&self, dtype: DType, lens: &[usize]) -> Result<Vec<GpuBuffer>> {
         self.context.ready()?;
         self.context.arena(dtype, lens)
+    }
+
+    /// As [`Optimizer::step`], but recorded into the caller's encoder: it submits nothing, polls nothing, waits for nothing. The
+    /// step happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
+    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it.
+    ///
+    /// Submit encoders in the order in which their steps were recorded, and before the next plain [`step`](Optimizer::step) of the
+    /// same optimizer: its state is one thing, and whatever reads it (a step, a state, a slot) sees what has been submitted.
+    /// An encoder that is dropped takes its steps with it. The optimizer's next step says so, once, with
+    /// [`StepLost`](Error::StepLost); the step after that goes on as if the lost steps had had no gradients.
+    ///
+    /// With a guard the report is [`Pending`](optim_core::Outcome::Pending). Verdicts come back with the caller's submissions and
+    /// polls, and [`try_report`](Optimizer::try_report) polls; up to 32 may be pending.
+    ///
+    /// ```no_run
+    /// # use optim_core::{Optimizer, Result};
+    /// # use optim_gpu::{GpuBackend, GpuBuffer};
+    /// # fn train(gpu: &GpuBackend, optimizer: &mut Optimizer, weight: &GpuBuffer, gradient: &GpuBuffer) -> Result<()> {
+    /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    /// // Record the passes that compute the gradient; then:
+    /// let report = gpu.encode_step(&mut encoder, optimizer, &mut [weight.into()], &[gradient.into()])?;
+    /// gpu.queue().submit([encoder.finish()]);
+    /// # assert!(report.applied());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`]: nothing has changed then, and nothing has been recorded but what sets masters and averages anew.
+    /// [`Unsupported`](Error::Unsupported) for an optimizer of another backend or device, or with offloaded state;
+    /// [`Memory`](Error::Memory) for parameters or gradients on the host; [`State`](Error::State) if the numbers of the step depend on
+    /// pending verdicts: more than 32 of them, a list of rates that ends, or a rule whose first update differs.
+    ///
+    /// An encoder of another device cannot be recognized: wgpu refuses it when it is finished.
+    pub fn encode_step(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        optimizer: &mut Optimizer,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) -> Result<StepReport> {
+        let backend: &dyn Any = optimizer.backend();
+        let is_ours =
+            backend.downcast_ref::<Self>().is_some_and(|backend| backend.context.shares_device_with(&self.context));
+        if !is_ours {
+            let what = format!("encoding a step of an optimizer on {}", optimizer.backend().describe());
+            return Err(Error::Unsupported { what, backend: format!("gpu ({})", self.context.describe()) });
+        }
+        optimizer.record_step(encoder, params, grads)
     }
 
     /// `len` elements of the caller's buffer, from a byte offset on; as [`GpuBuffer::from_wgpu`], but tied to this device: the

@@ -115,8 +115,6 @@ pub(crate) struct Dispatch {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) bindings: wgpu::BindGroup,
     pub(crate) grid: (u32, u32),
-    /// Whether the first binding is the records, which have a dynamic offset.
-    pub(crate) records: bool,
     /// The kind and the page of state that it works on, if any.
     pub(crate) page: Option<(usize, usize)>,
 }
@@ -160,8 +158,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) accumulate: &'a Arc<Program>,
     /// 256 bytes to bind where there is nothing.
     pub(crate) nothing: &'a wgpu::Buffer,
-    /// The ring of records, and the bytes of one place in it.
-    pub(crate) records: (&'a wgpu::Buffer, u64),
+    /// The records of a step.
+    pub(crate) records: &'a wgpu::Buffer,
     /// For each tensor whether its gradient is shaped row by row.
     pub(crate) by_rows: &'a [bool],
     /// The running sums of rows that lie in two pieces.
@@ -355,7 +353,7 @@ impl<'a> Members<'_, 'a> {
         let tables = parts.tables("spans", &[&spans])?;
         let bindings = [parts.records(), tables[0].binding(), sums.binding()];
         let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: true, page: None }))
+        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), page: None }))
     }
 }
 
@@ -695,7 +693,7 @@ impl Run<'_> {
         let bindings = parts.bind(&kernel, tensor, &bindings)?;
         let (pipeline, grid) = (kernel.pipeline, grid(entries));
         let page = program.is_none().then_some((kind, page));
-        Ok(Dispatch { pipeline, bindings, grid, records: true, page })
+        Ok(Dispatch { pipeline, bindings, grid, page })
     }
 }
 
@@ -745,7 +743,7 @@ impl Parts<'_> {
     }
 
     pub(crate) fn records(&self) -> Binding<'_> {
-        (self.records.0, 0, self.records.1)
+        (self.records, 0, self.records.size())
     }
 
     /// The words that one buffer of tables may have.
