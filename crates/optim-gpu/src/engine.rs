@@ -328,6 +328,7 @@ impl GpuEngine {
     /// Encodes the step's dispatches; those on offloaded state page by page, with the state that comes and goes.
     fn encode_all(&mut self, encoder: &mut wgpu::CommandEncoder, others: &Others) -> Result<()> {
         let offloaded = |dispatch: &Dispatch| dispatch.page.filter(|&(kind, _)| self.kinds[kind].offload.is_some());
+        self.copy(encoder, 0)?;
         self.encode(encoder, others, |dispatch| offloaded(dispatch).is_none())?;
         for nth in 0..self.kinds.len() {
             for page in 0..self.kinds[nth].layout.pages.len() {
@@ -345,7 +346,13 @@ impl GpuEngine {
                 visited?;
             }
         }
-        Ok(())
+        self.copy(encoder, 1)
+    }
+
+    /// Encodes what the schedule in front gathers (0) or scatters (1).
+    fn copy(&self, encoder: &mut wgpu::CommandEncoder, which: usize) -> Result<()> {
+        let copies = self.schedules.first().map_or(&[][..], |schedule| &schedule.copies[which]);
+        self.context.scoped(|| copies.iter().for_each(|copy| copy.encode(encoder)))
     }
 
     /// Brings a page of state to the device, lets dispatches be encoded, and takes it back.

@@ -106,6 +106,7 @@ mod buffer;
 mod device;
 mod engine;
 mod factored;
+mod gather;
 mod guard;
 mod kind;
 mod layout;

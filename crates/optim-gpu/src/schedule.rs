@@ -12,6 +12,7 @@ use optim_shaders::{Access, Format, Work};
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::gather::{Copy, Gathered};
 use crate::guard::{Elements, Measures};
 use crate::kind::{self, Kind, Own};
 use crate::layout::{Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, low, word};
@@ -103,6 +104,8 @@ pub(crate) struct Schedule {
     /// What measures gradients for a guard, and the decision if it follows from them.
     pub(crate) measures: Vec<Dispatch>,
     pub(crate) dispatches: Vec<Dispatch>,
+    /// What is gathered before them, and scattered after them.
+    pub(crate) copies: [Vec<Copy>; 2],
     job: Job,
     pairs: Vec<Pair<GpuBuffer>>,
     record_of: Vec<u32>,
@@ -149,7 +152,7 @@ impl PartialSums {
 /// What an engine brings to a schedule.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts<'a> {
-    pub(crate) context: &'a Context,
+    pub(crate) context: &'a Arc<Context>,
     pub(crate) tensors: &'a [Tensor],
     pub(crate) kinds: &'a [Kind],
     /// For each tensor its kind, and which of that kind's members it is.
@@ -188,6 +191,9 @@ impl Schedule {
     /// Checks the memory and makes the dispatches. Nothing that the caller can see is changed.
     pub(crate) fn new(parts: &Parts<'_>, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
+        let gathered = Gathered::new(parts, pairs)?;
+        let copies = gathered.copies(pairs, job != Job::Work(Work::Seed));
+        let (callers, pairs) = (pairs, &gathered.pairs(pairs)[..]);
         let (mut measures, mut dispatches) = (Vec::new(), Vec::new());
         for kind in 0..parts.kinds.len() {
             let members = Members { parts, kind, pairs, record_of };
@@ -215,9 +221,9 @@ impl Schedule {
             measures.extend(guard.decide(parts, control, &lens)?);
         }
         let pairs =
-            pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
+            callers.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
         let (record_of, by_rows) = (record_of.to_vec(), parts.by_rows.to_vec());
-        Ok(Self { measures, dispatches, job, pairs, record_of, by_rows })
+        Ok(Self { measures, dispatches, copies, job, pairs, record_of, by_rows })
     }
 }
 
@@ -382,7 +388,7 @@ pub(crate) fn check(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<()>
     overlap(claims)
 }
 
-const PARAMETER: &str = "parameter";
+pub(crate) const PARAMETER: &str = "parameter";
 pub(crate) const GRADIENT: &str = "gradient";
 
 /// A part of a buffer, and what uses it.
