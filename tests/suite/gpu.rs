@@ -585,17 +585,69 @@ mod work {
         });
     }
 
+    /// The number of tensors and of groups makes no difference: neither in arenas, nor in small buffers of the caller's, which are
+    /// gathered.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
-    fn of_separate_buffers_is_a_dispatch_each() {
+    fn does_not_grow_with_tensors_and_groups() {
         COUNTED.with(|backend| {
-            let lens = [65, 3, 0, 1000];
-            let mut optimizer = adam(&lens, backend).unwrap();
-            let params: Vec<_> = lens.iter().map(|&len| backend.zeros(len).unwrap()).collect();
-            let grads: Vec<_> = lens.iter().map(|&len| Some(backend.zeros(len).unwrap())).collect();
-            let before = gpu_counters();
-            device_step(&mut optimizer, &params, &grads).unwrap();
-            assert_eq!(since(before), [3, 1, 0], "dispatches, submits, waits");
+            for count in [1, 2, 150] {
+                let len = |nth: usize| 1 + 7 * nth % 300;
+                let lens: Vec<_> = (0..count).map(len).collect();
+                let foreign = || -> Vec<GpuBuffer> {
+                    let buffer = |&len: &usize| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap();
+                    lens.iter().map(buffer).collect()
+                };
+                let arenas = [backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap()];
+                let [values, gradients] = [11, 12].map(|seed| {
+                    let mut random = Random::new(seed);
+                    lens.iter().map(|&len| random.tensor(len)).collect::<Vec<_>>()
+                });
+                // Arenas; buffers of their own; parameters in one, gradients in the others.
+                for [params, grads] in [arenas.clone(), [foreign(), foreign()], [arenas[0].clone(), foreign()]] {
+                    let group = |nth: usize| ParamGroup::new([Parameter::new(format!("w{nth}"), [len(nth)])]);
+                    let rate = |nth: usize| LR / (1.0 + nth as f64);
+                    let groups = (0..count).map(|nth| group(nth).lr(rate(nth)));
+                    let mut optimizer = Momentum::new(LR, 0.9).groups(groups).build(backend.clone()).unwrap();
+                    params.iter().zip(&values).for_each(|(param, values)| param.write(values).unwrap());
+                    grads.iter().zip(&gradients).for_each(|(grad, values)| grad.write(values).unwrap());
+                    let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                    for _ in 0..2 {
+                        let before = gpu_counters();
+                        device_step(&mut optimizer, &params, &grads).unwrap();
+                        assert_eq!(since(before), [1, 1, 0], "dispatches, submits, waits of {count} tensors");
+                    }
+                    for (nth, param) in params.iter().enumerate() {
+                        #[allow(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]
+                        let lr = rate(nth) as f32;
+                        let step = |(&p, &g): (&f32, &f32)| p - lr * g - lr * (0.9_f32 * g + g);
+                        let expected: Vec<_> = values[nth].iter().zip(&gradients[nth]).map(step).collect();
+                        assert_same(&param.read().unwrap(), &expected, &format!("{count} tensors, w{nth}"));
+                    }
+                }
+            }
+        });
+    }
+
+    /// What is large, or cannot be copied, is updated where it is.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_separate_buffers_that_are_not_gathered_is_a_dispatch_each() {
+        COUNTED.with(|backend| {
+            for (lens, usage, dispatches) in [
+                ([65, 3, 0, 1000], ALL, 1),
+                ([65, 3, 0, 17_000], ALL, 2),
+                ([17_000, 3, 0, 17_000], ALL, 3),
+                ([65, 3, 0, 1000], BufferUsages::STORAGE | BufferUsages::COPY_SRC, 3),
+            ] {
+                let mut optimizer = adam(&lens, backend).unwrap();
+                let buffer = |&len: &usize| backend.wrap(raw(backend.device(), len.max(1), usage), 0, len).unwrap();
+                let [params, grads] = [0; 2].map(|_| lens.iter().map(buffer).collect::<Vec<_>>());
+                let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                let before = gpu_counters();
+                device_step(&mut optimizer, &params, &grads).unwrap();
+                assert_eq!(since(before), [dispatches, 1, 0], "dispatches, submits, waits of {lens:?}, {usage:?}");
+            }
         });
     }
 

@@ -339,9 +339,8 @@ impl GpuEngine {
                     continue;
                 }
                 let Some(mut offload) = self.kinds[nth].offload.take() else { continue };
-                let visited = self.visit(&mut offload, encoder, (nth, page), |engine, encoder| {
-                    engine.encode(encoder, others, here)
-                });
+                let visited = self
+                    .visit(&mut offload, encoder, (nth, page), |engine, encoder| engine.encode(encoder, others, here));
                 self.kinds[nth].offload = Some(offload);
                 visited?;
             }

@@ -79,9 +79,8 @@ impl Gathered {
 
     /// The memory of a step, with what is gathered in its place.
     pub(crate) fn pairs<'a>(&'a self, pairs: &[Pair<&'a GpuBuffer>]) -> Vec<Pair<&'a GpuBuffer>> {
-        let place = |side: Side<&'a GpuBuffer>, gathered: &'a Option<GpuBuffer>| {
-            gathered.as_ref().map_or(side, Side::Device)
-        };
+        let place =
+            |side: Side<&'a GpuBuffer>, gathered: &'a Option<GpuBuffer>| gathered.as_ref().map_or(side, Side::Device);
         let pair = |(pair, [param, grad]): (&Pair<&'a GpuBuffer>, &'a [Option<GpuBuffer>; 2])| Pair {
             param: place(pair.param, param),
             grad: place(pair.grad, grad),

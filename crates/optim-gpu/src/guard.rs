@@ -262,7 +262,11 @@ impl GuardMemory {
     /// The oldest verdict that is on its way; `None` if there is none or, without `wait`, it is not there yet.
     pub(crate) fn verdict(&mut self, context: &Context, wait: bool) -> Result<Option<Verdict>> {
         let Some(oldest) = self.pending.front_mut() else { return Ok(None) };
-        if wait { oldest.wait(context)? } else { oldest.look(context)? }
+        if wait {
+            oldest.wait(context)?
+        } else {
+            oldest.look(context)?
+        }
         if matches!(oldest.state, Asked::Waiting(_)) {
             return Ok(None);
         }
@@ -385,8 +389,7 @@ impl Measures {
         let kernel = parts.context.kernel(parts.accumulate, Stage::Totals)?;
         let bindings = [tables[0].binding(), whole(&self.parts), whole(&self.measured)];
         let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-        let totals =
-            Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), page: None };
+        let totals = Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), page: None };
 
         let kernel = parts.context.kernel(parts.accumulate, Stage::Decide)?;
         let bindings = [
