@@ -1041,6 +1041,39 @@ mod device {
         again(name, "WGPU_ADAPTER_NAME", WANTED);
     }
 
+    /// Timing a step changes nothing but what is known of it.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn tells_how_long_a_step_took() {
+        let options = GpuOptions { timestamps: true, ..GpuOptions::default() };
+        assert!(gpu().last_step_time().unwrap().is_none(), "not asked for");
+        // The shared device was opened without, and the noop device has no clock.
+        let devices = [(gpu().device(), gpu().queue())].map(|(device, queue)| (device.clone(), queue.clone()));
+        let noop = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        for (device, queue) in devices.into_iter().chain([noop]) {
+            let refused = GpuBackend::from_wgpu_with_options(device, queue, &options);
+            assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+        }
+        let backend = match GpuBackend::with_options(&options) {
+            Err(Error::Unsupported { .. }) if !gpu_is_llvmpipe() => return,
+            backend => backend.unwrap(),
+        };
+        assert!(backend.last_step_time().unwrap().is_none(), "before the first step");
+        let mut random = Random::new(21);
+        let (start, grad) = (random.tensor(100_000), random.tensor(100_000));
+        let results = [&backend, gpu()].map(|backend| {
+            let (param, grad) = (backend.buffer(&start).unwrap(), backend.buffer(&grad).unwrap());
+            let mut optimizer = adam(&[start.len()], backend).unwrap();
+            for _ in 0..2 {
+                device_step(&mut optimizer, from_ref(&param), &[Some(grad.clone())]).unwrap();
+                let time = backend.last_step_time().unwrap();
+                assert_eq!(time.is_some_and(|time| !time.is_zero()), !std::ptr::eq(backend, gpu()), "{time:?}");
+            }
+            param.read().unwrap()
+        });
+        assert!(results[0] == results[1], "other numbers");
+    }
+
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn describes_itself() {

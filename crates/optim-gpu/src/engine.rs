@@ -514,8 +514,14 @@ impl GpuEngine {
             Commands::Run => own.insert(self.context.encoder()?),
             Commands::Record(encoder) => encoder,
         };
+        if let Some(timer) = &self.context.timer {
+            self.context.scoped(|| timer.begin(encoder))?;
+        }
         let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reading.as_ref(), recorded };
         let pieces = self.run(encoder, &pairs, params, grads, run)?;
+        if let Some(timer) = &self.context.timer {
+            self.context.scoped(|| timer.end(encoder))?;
+        }
         if let (Some(reading), Some(verdict)) = (&mut reading, self.guard.verdict_region()) {
             reading.bring(encoder, verdict);
         }

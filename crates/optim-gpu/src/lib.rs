@@ -95,6 +95,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use optim_core::backend::Plan;
 use optim_core::{Backend, DType, Engine, Error, Grad, Optimizer, ParamMut, Result, StepReport};
@@ -114,6 +115,7 @@ mod offload;
 mod pipeline;
 mod rows;
 mod schedule;
+mod timer;
 mod transfer;
 
 pub use buffer::{GpuBuffer, Real};
@@ -211,6 +213,17 @@ impl GpuBackend {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.context.counters()
+    }
+
+    /// How long the last step took on the device, of all optimizers of this backend and its clones: from the end of what came before
+    /// it to the end of its last command, gathering included, but not the way of host memory to the device. `None` without
+    /// [`GpuOptions::timestamps`], and before the first step. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn last_step_time(&self) -> Result<Option<Duration>> {
+        self.context.ready()?;
+        self.context.timer.as_ref().map_or(Ok(None), |timer| timer.last(&self.context))
     }
 
     /// Notes that the device is lost: every later call returns [`DeviceLost`](optim_core::Error::DeviceLost). For the caller's
