@@ -3,8 +3,9 @@
 //!
 //! [`GpuBackend::new`] opens a device of its own; [`GpuBackend::from_wgpu`] uses the caller's. Parameters and gradients may lie
 //! in a [`GpuBuffer`] or on the host; state always lies on the device. A step whose memory is all on the device is one
-//! submission, waits for nothing and reads nothing back. Host gradients are uploaded; host parameters are uploaded, updated
-//! and read back within the step, which waits for the device.
+//! submission, waits for nothing and reads nothing back; or it is recorded into an encoder of the caller's:
+//! [`GpuBackend::encode_step`]. Host gradients are uploaded; host parameters are uploaded, updated and read back within the step,
+//! which waits for the device.
 //!
 //! Everything works within the limits that WebGPU promises of any device, and needs no optional feature.
 //!
@@ -16,9 +17,13 @@
 //!
 //! **One dispatch updates all tensors of a page whose parameters lie in one `wgpu::Buffer` and whose gradients, of one element
 //! type, lie in another**, wherever in these, as far as one binding reaches; however many tensors and groups there are. So it does
-//! for what comes from the host. A tensor in a buffer of its own has a dispatch of its own; memory from
-//! [`GpuBackend::arena`] has as few as there can be. A parameter whose length is not a multiple of four, in memory that is not
-//! from this backend, is kept apart as well.
+//! for what comes from the host. Memory from [`GpuBackend::arena`] has as few dispatches as there can be.
+//!
+//! Buffers with at most 64 KiB of a kind's tensors are gathered, if there are several: they are copied into one, updated there by
+//! one dispatch, and copied back. They need the usage `COPY_SRC`, of parameters `COPY_DST` too. Beyond that size copies cost what a
+//! dispatch does, so a larger tensor in a buffer of its own has a dispatch of its own. So has one without these usages, or with an odd
+//! number of 16-bit elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept
+//! apart.
 //!
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
@@ -79,9 +84,11 @@
 //! | `factored` | the walks of a rule with second moments by row and by column |
 //! | `offload` | state that stays on the host |
 //! | `schedule` | from memory to a list of dispatches |
+//! | `gather` | small buffers, copied into few and back |
 //! | `rows` | the same for row-sparse gradients |
 //! | `guard` | what is measured and decided before an update, and how the host learns of it |
 //! | `engine` | a step |
+//! | `timer` | how long one takes |
 //!
 //! There is no file for a rule: its kernels follow from its source, its entry function and how its memory is kept.
 //!
@@ -273,8 +280,8 @@ impl GpuBackend {
 
     /// New memory for many tensors, all zero, packed into as few buffers as the device allows.
     ///
-    /// With parameters in one arena and gradients in another, a step has one dispatch for each page of state, where tensors in
-    /// buffers of their own take one each.
+    /// With parameters in one arena and gradients in another, a step has one dispatch for each page of state and copies nothing, where
+    /// tensors in buffers of their own are copied or take a dispatch each.
     ///
     /// # Errors
     /// As [`buffer`](Self::buffer).
