@@ -32,6 +32,7 @@ pub(crate) struct Gathered(Vec<[Option<GpuBuffer>; 2]>);
 
 impl Gathered {
     /// Makes room for what is worth it: two small buffers or more, for the same page of state, on one side.
+    #[allow(clippy::mutable_key_type, reason = "buffers are compared by identity")]
     pub(crate) fn new(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<Self> {
         let mut gathered = vec![[None, None]; pairs.len()];
         for side in [0, 1] {

@@ -141,7 +141,7 @@ impl Network {
         let bytes: Vec<u8> = images.iter().flat_map(|image| image.pixels).flat_map(f32::to_le_bytes).collect();
         queue.write_buffer(&pixels, 0, &bytes);
         let labels = buffer(&self.device, images.len(), input);
-        let bytes: Vec<u8> = images.iter().flat_map(|image| [image.digit as u8, 0, 0, 0]).collect();
+        let bytes: Vec<u8> = images.iter().flat_map(|image| word(image.digit).to_le_bytes()).collect();
         queue.write_buffer(&labels, 0, &bytes);
         let errors = buffer(&self.device, images.len() * DIGITS, BufferUsages::STORAGE);
         let hits = buffer(&self.device, images.len(), BufferUsages::STORAGE | BufferUsages::COPY_SRC);
@@ -161,9 +161,13 @@ impl Network {
         for (pipeline, lanes) in lanes.into_iter().take(if train { 2 } else { 1 }) {
             pass.set_pipeline(pipeline);
             pass.set_bind_group(0, &images.bindings, &[]);
-            pass.dispatch_workgroups(lanes.div_ceil(LANES) as u32, 1, 1);
+            pass.dispatch_workgroups(word(lanes.div_ceil(LANES)), 1, 1);
         }
     }
+}
+
+fn word(count: usize) -> u32 {
+    u32::try_from(count).expect("a small number")
 }
 
 fn buffer(device: &wgpu::Device, words: usize, usage: BufferUsages) -> wgpu::Buffer {
