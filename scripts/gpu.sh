@@ -11,9 +11,8 @@ python=${1:-python3}
 adapter=$(cargo run --quiet --example adapter)
 name=$(tr '[:upper:]' '[:lower:]' <<<"${adapter%%,*}" | tr -cs '[:alnum:]' - | sed 's/^-*//; s/-*$//')
 table=benches/results/$name-$(date +%F).txt
-mkdir -p benches/results
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$(mktemp) part=$(mktemp)
+trap 'rm -f "$log" "$part"' EXIT
 
 measure() {
     echo "# $adapter"
@@ -39,5 +38,7 @@ measure() {
         echo 'left out: no PyTorch with CUDA here'
     fi
 }
-measure | tee "$table"
+measure | tee "$part"
+mkdir -p benches/results
+cp "$part" "$table"
 echo "written: $table" >&2
