@@ -469,6 +469,29 @@ fn of_refused_encoders_are_lost() {
     assert!(trained.optimizer.wait_report().unwrap().unwrap().applied());
 }
 
+/// The last of several steps in an encoder is timed, once it has run.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn are_timed() {
+    let backend = match GpuBackend::with_options(&GpuOptions { timestamps: true, ..GpuOptions::default() }) {
+        Err(Error::Unsupported { .. }) if !optim_tests::gpu_is_llvmpipe() => return,
+        backend => backend.unwrap(),
+    };
+    let mut trained = Trained::new(&backend, Builder::new(Adam::new(0.01)), 3);
+    let mut commands = encoder(&backend);
+    for nth in 0..3 {
+        assert!(trained.encode(nth, &mut commands).unwrap().applied());
+    }
+    assert_eq!(backend.last_step_time().unwrap(), None, "before the submission");
+    submit(&backend, commands);
+    assert!(backend.last_step_time().unwrap().is_some_and(|time| !time.is_zero()));
+    let mut plain = Trained::new(&adopted(), Builder::new(Adam::new(0.01)), 3);
+    for nth in 0..3 {
+        assert!(plain.step(nth).unwrap().applied());
+    }
+    assert!(trained.bits() == plain.bits(), "other numbers");
+}
+
 /// Windows, and the caller's buffers, small ones among them, are recorded as they are run.
 #[test]
 #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
