@@ -260,6 +260,53 @@ mod numbers {
         }
     }
 
+    /// Small buffers of the caller's, which are gathered, against arenas: every rule, with a guard, an average that is swapped in and
+    /// out, and accumulated gradients.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn are_the_same_gathered_or_not() {
+        let lens = [3, 64, 257, 1000];
+        for rule in Rule::all() {
+            let results = [false, true].map(|gathered| {
+                let mut random = Random::new(31);
+                let mut memory = || -> Vec<GpuBuffer> {
+                    let buffers = if gathered {
+                        let buffer = |len| gpu().wrap(raw(gpu().device(), len, ALL), 0, len).unwrap();
+                        lens.map(buffer).to_vec()
+                    } else {
+                        gpu().arena(&lens).unwrap()
+                    };
+                    buffers.iter().zip(lens).for_each(|(buffer, len)| buffer.write(&random.tensor(len)).unwrap());
+                    buffers
+                };
+                let (params, grads) = (memory(), [memory(), memory()]);
+                let named = lens.iter().enumerate().map(|(nth, &len)| Parameter::new(format!("w{nth}"), [1, len]));
+                let builder = Builder::new(rule.clone()).params(named).ema(0.9).clip_norm(0.5);
+                let mut optimizer = builder.build(gpu().clone()).unwrap();
+                let own = || params.iter().map(ParamMut::from).collect::<Vec<_>>();
+                let values = || params.iter().map(|param| param.read().unwrap()).collect::<Vec<_>>();
+                let mut seen = vec![values()];
+                for grads in &grads {
+                    let grads: Vec<_> = grads.iter().map(Grad::from).collect();
+                    assert_ne!(optimizer.step(&mut own(), &grads).unwrap().step, 0);
+                    optimizer.accumulate(&grads, 1.0).unwrap();
+                }
+                seen.push(values());
+                assert_ne!(optimizer.step_accumulated(&mut own()).unwrap().step, 0);
+                seen.push(values());
+                optimizer.swap_ema_in(&mut own()).unwrap();
+                seen.push(values());
+                optimizer.swap_ema_out(&mut own()).unwrap();
+                seen.push(values());
+                seen
+            });
+            assert!(results[0] == results[1], "{rule:?}: other numbers");
+            let [start, steps, accumulated, average, back] = &results[1][..] else { panic!("five looks") };
+            assert!(start != steps && steps != accumulated && accumulated != average, "{rule:?}: nothing happened");
+            assert_eq!(accumulated, back, "{rule:?}");
+        }
+    }
+
     /// More tiles than a dimension of a dispatch can have, in either width.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
