@@ -260,6 +260,53 @@ mod numbers {
         }
     }
 
+    /// Small buffers of the caller's, which are gathered, against arenas: every rule, with a guard, an average that is swapped in and
+    /// out, and accumulated gradients.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn are_the_same_gathered_or_not() {
+        let lens = [3, 64, 257, 1000];
+        for rule in Rule::all() {
+            let results = [false, true].map(|gathered| {
+                let mut random = Random::new(31);
+                let mut memory = || -> Vec<GpuBuffer> {
+                    let buffers = if gathered {
+                        let buffer = |len| gpu().wrap(raw(gpu().device(), len, ALL), 0, len).unwrap();
+                        lens.map(buffer).to_vec()
+                    } else {
+                        gpu().arena(&lens).unwrap()
+                    };
+                    buffers.iter().zip(lens).for_each(|(buffer, len)| buffer.write(&random.tensor(len)).unwrap());
+                    buffers
+                };
+                let (params, grads) = (memory(), [memory(), memory()]);
+                let named = lens.iter().enumerate().map(|(nth, &len)| Parameter::new(format!("w{nth}"), [1, len]));
+                let builder = Builder::new(rule.clone()).params(named).ema(0.9).clip_norm(0.5);
+                let mut optimizer = builder.build(gpu().clone()).unwrap();
+                let own = || params.iter().map(ParamMut::from).collect::<Vec<_>>();
+                let values = || params.iter().map(|param| param.read().unwrap()).collect::<Vec<_>>();
+                let mut seen = vec![values()];
+                for grads in &grads {
+                    let grads: Vec<_> = grads.iter().map(Grad::from).collect();
+                    assert_ne!(optimizer.step(&mut own(), &grads).unwrap().step, 0);
+                    optimizer.accumulate(&grads, 1.0).unwrap();
+                }
+                seen.push(values());
+                assert_ne!(optimizer.step_accumulated(&mut own()).unwrap().step, 0);
+                seen.push(values());
+                optimizer.swap_ema_in(&mut own()).unwrap();
+                seen.push(values());
+                optimizer.swap_ema_out(&mut own()).unwrap();
+                seen.push(values());
+                seen
+            });
+            assert!(results[0] == results[1], "{rule:?}: other numbers");
+            let [start, steps, accumulated, average, back] = &results[1][..] else { panic!("five looks") };
+            assert!(start != steps && steps != accumulated && accumulated != average, "{rule:?}: nothing happened");
+            assert_eq!(accumulated, back, "{rule:?}");
+        }
+    }
+
     /// More tiles than a dimension of a dispatch can have, in either width.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
@@ -585,17 +632,69 @@ mod work {
         });
     }
 
+    /// The number of tensors and of groups makes no difference: neither in arenas, nor in small buffers of the caller's, which are
+    /// gathered.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
-    fn of_separate_buffers_is_a_dispatch_each() {
+    fn does_not_grow_with_tensors_and_groups() {
         COUNTED.with(|backend| {
-            let lens = [65, 3, 0, 1000];
-            let mut optimizer = adam(&lens, backend).unwrap();
-            let params: Vec<_> = lens.iter().map(|&len| backend.zeros(len).unwrap()).collect();
-            let grads: Vec<_> = lens.iter().map(|&len| Some(backend.zeros(len).unwrap())).collect();
-            let before = gpu_counters();
-            device_step(&mut optimizer, &params, &grads).unwrap();
-            assert_eq!(since(before), [3, 1, 0], "dispatches, submits, waits");
+            for count in [1, 2, 150] {
+                let len = |nth: usize| 1 + 7 * nth % 300;
+                let lens: Vec<_> = (0..count).map(len).collect();
+                let foreign = || -> Vec<GpuBuffer> {
+                    let buffer = |&len: &usize| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap();
+                    lens.iter().map(buffer).collect()
+                };
+                let arenas = [backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap()];
+                let [values, gradients] = [11, 12].map(|seed| {
+                    let mut random = Random::new(seed);
+                    lens.iter().map(|&len| random.tensor(len)).collect::<Vec<_>>()
+                });
+                // Arenas; buffers of their own; parameters in one, gradients in the others.
+                for [params, grads] in [arenas.clone(), [foreign(), foreign()], [arenas[0].clone(), foreign()]] {
+                    let group = |nth: usize| ParamGroup::new([Parameter::new(format!("w{nth}"), [len(nth)])]);
+                    let rate = |nth: usize| LR / (1.0 + nth as f64);
+                    let groups = (0..count).map(|nth| group(nth).lr(rate(nth)));
+                    let mut optimizer = Momentum::new(LR, 0.9).groups(groups).build(backend.clone()).unwrap();
+                    params.iter().zip(&values).for_each(|(param, values)| param.write(values).unwrap());
+                    grads.iter().zip(&gradients).for_each(|(grad, values)| grad.write(values).unwrap());
+                    let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                    for _ in 0..2 {
+                        let before = gpu_counters();
+                        device_step(&mut optimizer, &params, &grads).unwrap();
+                        assert_eq!(since(before), [1, 1, 0], "dispatches, submits, waits of {count} tensors");
+                    }
+                    for (nth, param) in params.iter().enumerate() {
+                        #[allow(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]
+                        let lr = rate(nth) as f32;
+                        let step = |(&p, &g): (&f32, &f32)| p - lr * g - lr * (0.9_f32 * g + g);
+                        let expected: Vec<_> = values[nth].iter().zip(&gradients[nth]).map(step).collect();
+                        assert_same(&param.read().unwrap(), &expected, &format!("{count} tensors, w{nth}"));
+                    }
+                }
+            }
+        });
+    }
+
+    /// What is large, or cannot be copied, is updated where it is.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_separate_buffers_that_are_not_gathered_is_a_dispatch_each() {
+        COUNTED.with(|backend| {
+            for (lens, usage, dispatches) in [
+                ([65, 3, 0, 1000], ALL, 1),
+                ([65, 3, 0, 17_000], ALL, 2),
+                ([17_000, 3, 0, 17_000], ALL, 3),
+                ([65, 3, 0, 1000], BufferUsages::STORAGE | BufferUsages::COPY_SRC, 3),
+            ] {
+                let mut optimizer = adam(&lens, backend).unwrap();
+                let buffer = |&len: &usize| backend.wrap(raw(backend.device(), len.max(1), usage), 0, len).unwrap();
+                let [params, grads] = [0; 2].map(|_| lens.iter().map(buffer).collect::<Vec<_>>());
+                let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                let before = gpu_counters();
+                device_step(&mut optimizer, &params, &grads).unwrap();
+                assert_eq!(since(before), [dispatches, 1, 0], "dispatches, submits, waits of {lens:?}, {usage:?}");
+            }
         });
     }
 
@@ -991,6 +1090,39 @@ mod device {
         }
         let name = "gpu::device::that_does_not_exist_is_an_error_with_the_install_line";
         again(name, "WGPU_ADAPTER_NAME", WANTED);
+    }
+
+    /// Timing a step changes nothing but what is known of it.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn tells_how_long_a_step_took() {
+        let options = GpuOptions { timestamps: true, ..GpuOptions::default() };
+        assert!(gpu().last_step_time().unwrap().is_none(), "not asked for");
+        // The shared device was opened without, and the noop device has no clock.
+        let devices = [(gpu().device(), gpu().queue())].map(|(device, queue)| (device.clone(), queue.clone()));
+        let noop = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        for (device, queue) in devices.into_iter().chain([noop]) {
+            let refused = GpuBackend::from_wgpu_with_options(device, queue, &options);
+            assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+        }
+        let backend = match GpuBackend::with_options(&options) {
+            Err(Error::Unsupported { .. }) if !gpu_is_llvmpipe() => return,
+            backend => backend.unwrap(),
+        };
+        assert!(backend.last_step_time().unwrap().is_none(), "before the first step");
+        let mut random = Random::new(21);
+        let (start, grad) = (random.tensor(100_000), random.tensor(100_000));
+        let results = [&backend, gpu()].map(|backend| {
+            let (param, grad) = (backend.buffer(&start).unwrap(), backend.buffer(&grad).unwrap());
+            let mut optimizer = adam(&[start.len()], backend).unwrap();
+            for _ in 0..2 {
+                device_step(&mut optimizer, from_ref(&param), &[Some(grad.clone())]).unwrap();
+                let time = backend.last_step_time().unwrap();
+                assert_eq!(time.is_some_and(|time| !time.is_zero()), !std::ptr::eq(backend, gpu()), "{time:?}");
+            }
+            param.read().unwrap()
+        });
+        assert!(results[0] == results[1], "other numbers");
     }
 
     #[test]

@@ -23,6 +23,9 @@ mod golden;
 // The caller's device and buffers, windows, dispatches, errors of the device.
 #[cfg(feature = "gpu")]
 mod gpu;
+// Steps in the caller's encoder.
+#[cfg(feature = "gpu")]
+mod gpu_encoder;
 // Who is in which group, and what a group inherits.
 mod groups;
 // The guide's tables of arguments against the configs.

@@ -4,6 +4,7 @@
 //! **Backends never validate what core has checked**: counts, lengths, element types, hyper-parameters. They report only what
 //! core cannot know: that a buffer is not fit for their device, that the device failed.
 
+use std::any::Any;
 use std::fmt;
 
 use crate::format::{BLOCK, Code8, Master, StateDType};
@@ -11,8 +12,9 @@ use crate::guard::{Control, Guard, Verdict};
 use crate::rule::{Slot, StepScalars};
 use crate::{DType, DeviceMemory, Error, Grad, ParamMut, Parameter, Result, Rule};
 
-/// Where arrays live and updates run. Object-safe; an optimizer has no type parameter for it.
-pub trait Backend: fmt::Debug + Send + Sync {
+/// Where arrays live and updates run. Object-safe; an optimizer has no type parameter for it. As `Any` it can be recognized: a
+/// backend may take optimizers that it has made only.
+pub trait Backend: Any + fmt::Debug + Send + Sync {
     /// A short name for reports and errors: `cpu`, `gpu`.
     fn name(&self) -> &'static str;
 
@@ -181,11 +183,37 @@ pub trait Engine: fmt::Debug + Send {
     /// With a [guard](Update::guard) it first measures and decides; [`Progress`] says whether the verdict is there.
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress>;
 
+    /// As [`seed`](Self::seed), then [`update`](Self::update), but the commands are recorded into `target`, whose type the backend
+    /// knows, in place of being run: nothing is submitted, polled or waited for. With a guard the progress is
+    /// [`Progress::Pending`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] from a backend that has no commands, as by default; memory that cannot be recorded.
+    fn record(
+        &mut self,
+        target: &mut dyn Any,
+        seeds: &[bool],
+        update: &Update<'_>,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) -> Result<Progress> {
+        let _ = (target, seeds, update, params, grads);
+        Err(Error::Unsupported { what: "recording a step".into(), backend: "optimizer's".into() })
+    }
+
     /// The verdict of the oldest update that was still [`Progress::Pending`]; `None` if there is no such update or, without
-    /// `wait`, if the device is not done with it.
+    /// `wait`, if it has not been told yet.
+    ///
+    /// # Errors
+    /// [`Error::StepLost`] in place of the verdict of an update that was recorded and will never run; a failing device.
     fn verdict(&mut self, wait: bool) -> Result<Option<Verdict>> {
         let _ = wait;
         Ok(None)
+    }
+
+    /// Has the device tell the verdicts that are there, if any are pending. Does not wait.
+    fn poll(&mut self) -> Result<()> {
+        Ok(())
     }
 
     /// Where loss scale and counters stand. Waits for the device.

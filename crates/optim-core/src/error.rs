@@ -180,6 +180,10 @@ pub enum Error {
         /// What has to be done first.
         expected: &'static str,
     },
+    /// A step was recorded, and its commands were dropped or refused in place of being run. Parameters and state are as if it had not
+    /// been. Its number is used up unless it was guarded. Reported once, as soon as it is known; the optimizer goes on.
+    #[error("a recorded step was lost: its commands were never run")]
+    StepLost,
     /// A state does not fit the optimizer that is to load it. Nothing has changed.
     #[error("the state does not fit the optimizer: {}", problems.join("; "))]
     StateMismatch {

@@ -1,5 +1,6 @@
 //! The optimizer: the step, and what can be read and changed between steps.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -209,11 +210,25 @@ impl Optimizer {
     /// that the backend cannot use. Nothing has changed then, nor has the step counter.
     /// [`Error::TooManySkips`] once more steps in a row were skipped than the loss scale allows.
     pub fn step(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<StepReport> {
-        if grads.iter().any(|grad| matches!(grad, Grad::Accumulated)) {
-            let (what, expected) = ("an accumulated gradient", "call `step_accumulated`");
-            return Err(Error::State { what, expected });
-        }
-        self.advance(params, grads, 1.0)
+        refuse_accumulated(grads)?;
+        self.advance(None, params, grads, 1.0)
+    }
+
+    /// As [`step`](Self::step), but its commands are recorded into `target`, to be run when the caller says. For backends, which
+    /// wrap it with the type that they know: see `GpuBackend::encode_step`.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); [`Error::Unsupported`] if the backend cannot record into this; [`Error::State`] where the numbers of the
+    /// step depend on verdicts that are pending, which recording does not wait for; [`Error::StepLost`] if the commands of
+    /// an earlier recorded step were never run.
+    pub fn record_step(
+        &mut self,
+        target: &mut dyn Any,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) -> Result<StepReport> {
+        refuse_accumulated(grads)?;
+        self.advance(Some(target), params, grads, 1.0)
     }
 
     /// As [`step`](Self::step), with each parameter's memory and gradient by name, in any order. Parameters that are not
@@ -281,7 +296,7 @@ impl Optimizer {
         for (grad, &accumulated) in grads.iter_mut().zip(&self.accumulated) {
             *grad = if accumulated { Grad::Accumulated } else { Grad::None };
         }
-        let report = self.advance(params, &grads, self.total_weight);
+        let report = self.advance(None, params, &grads, self.total_weight);
         self.own_grads = grads;
         if matches!(report, Ok(_) | Err(Error::TooManySkips { .. })) {
             self.discard_accumulated();
@@ -295,30 +310,43 @@ impl Optimizer {
         self.total_weight = 0.0;
     }
 
-    /// One step, with gradients that are `weight` times too large beside the loss scale.
-    fn advance(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>], weight: f64) -> Result<StepReport> {
+    /// One step, with gradients that are `weight` times too large beside the loss scale; recorded, if there is something to record
+    /// into.
+    fn advance(
+        &mut self,
+        target: Option<&mut dyn Any>,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+        weight: f64,
+    ) -> Result<StepReport> {
         if self.swapped {
             let (what, expected) = ("a step while averages stand in the parameters", "call `swap_ema_out` first");
             return Err(Error::State { what, expected });
         }
         self.refuse_torn("a step")?;
         self.check_memory(params, grads)?;
+        if target.is_none() {
+            self.poll()?;
+        }
         self.collect(false)?;
         // What the first update of a parameter computes with depends on whether the pending ones were applied.
         let differs = self.rules.iter().any(|rule| rule.spec().first_update_differs());
         if self.pending.len() >= MOST_PENDING || (differs && self.updated.contains(&false)) {
-            self.settle()?;
+            self.settle_before(target.is_some())?;
         }
         let mut made = self.make_records(weight);
         if made.is_err() && !self.pending.is_empty() {
             // An update that this could be, but may not turn out to be, has no rate.
-            self.settle()?;
+            self.settle_before(target.is_some())?;
             made = self.make_records(weight);
         }
         let records = made?;
         self.assign_records(grads);
         self.fill_rows(grads);
-        self.seed(params)?;
+        self.find_seeds();
+        if target.is_none() {
+            self.seed(params)?;
+        }
 
         let base = single(1.0 / (self.settings.loss_scale.plain() * weight));
         let guard = self.settings.measures().then(|| Guard {
@@ -335,7 +363,10 @@ impl Optimizer {
             rows: &self.rows,
             guard: guard.as_ref(),
         };
-        let progress = self.engine.update(&update, params, grads)?;
+        let progress = match target {
+            None => self.engine.update(&update, params, grads)?,
+            Some(target) => self.engine.record(target, &self.flags, &update, params, grads)?,
+        };
         self.seeded.fill(true);
         let present = self.record_of.iter().zip(grads).map(|(&record, grad)| record != FROZEN && !grad.is_none());
         let verdict = match progress {
@@ -400,7 +431,11 @@ impl Optimizer {
     /// Takes in the verdicts that have arrived; with `wait`, at least one if any is pending.
     fn collect(&mut self, mut wait: bool) -> Result<()> {
         while !self.pending.is_empty() {
-            let Some(verdict) = self.engine.verdict(wait)? else { return Ok(()) };
+            let verdict = self.engine.verdict(wait);
+            if verdict == Err(Error::StepLost) {
+                self.pending.pop_front();
+            }
+            let Some(verdict) = verdict? else { return Ok(()) };
             wait = false;
             let Some(PendingStep { mut rates, first, present }) = self.pending.pop_front() else { return Ok(()) };
             let variant = verdict.applied.wrapping_sub(low_bits(first)) as usize;
@@ -418,6 +453,11 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Has the device tell what it is done with, without waiting.
+    fn poll(&mut self) -> Result<()> {
+        if self.pending.is_empty() { Ok(()) } else { self.engine.poll() }
+    }
+
     /// Waits until nothing is pending.
     fn settle(&mut self) -> Result<()> {
         while !self.pending.is_empty() {
@@ -426,12 +466,25 @@ impl Optimizer {
         Ok(())
     }
 
+    /// The same before a step that cannot be made else. One that is recorded does not wait.
+    fn settle_before(&mut self, recorded: bool) -> Result<()> {
+        if recorded && !self.pending.is_empty() {
+            let (what, expected) = (
+                "recording a step whose numbers depend on pending verdicts",
+                "submit what has been recorded and take its reports first",
+            );
+            return Err(Error::State { what, expected });
+        }
+        self.settle()
+    }
+
     /// The report of the oldest step that was [`Pending`](Outcome::Pending) and has not been reported; `None` if the device is not done
     /// with it, or there is none. Does not wait. The last 1,024 are kept.
     ///
     /// # Errors
     /// A device that fails; [`Error::TooManySkips`].
     pub fn try_report(&mut self) -> Result<Option<StepReport>> {
+        self.poll()?;
         self.collect(false)?;
         Ok(self.reports.pop_front())
     }
@@ -489,7 +542,7 @@ impl Optimizer {
 
     /// The backend in use.
     #[must_use]
-    pub fn backend(&self) -> &dyn Backend {
+    pub fn backend(&self) -> &(dyn Backend + 'static) {
         &*self.backend
     }
 
@@ -634,11 +687,15 @@ impl Optimizer {
         }
     }
 
-    /// Sets masters and averages from the parameters' memory, where that has not been done. It is done once a step has followed.
-    fn seed(&mut self, params: &mut [ParamMut<'_>]) -> Result<()> {
+    /// Flags the parameters whose masters and averages have not been set from their memory. It is done once a step has followed.
+    fn find_seeds(&mut self) {
         for ((flag, seeded), tensor) in self.flags.iter_mut().zip(&self.seeded).zip(&self.tensors) {
             *flag = !seeded && needs_seed(tensor);
         }
+    }
+
+    /// Sets masters and averages of flagged parameters.
+    fn seed(&mut self, params: &mut [ParamMut<'_>]) -> Result<()> {
         if self.flags.contains(&true) {
             self.engine.seed(&self.flags, params)?;
         }
@@ -801,6 +858,15 @@ fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
     }
     rule.spec().validate()?;
     check_vary(&group.place, group.rule().spec().entry(), rule)
+}
+
+/// Accumulated gradients have a step of their own.
+fn refuse_accumulated(grads: &[Grad<'_>]) -> Result<()> {
+    if grads.iter().any(|grad| matches!(grad, Grad::Accumulated)) {
+        let (what, expected) = ("an accumulated gradient", "call `step_accumulated`");
+        return Err(Error::State { what, expected });
+    }
+    Ok(())
 }
 
 /// Whether a parameter has state that begins as the parameter does.

@@ -12,6 +12,7 @@ use optim_core::{Error, Result};
 
 use crate::layout::{ALIGNMENT, SLICE, bytes};
 use crate::pipeline::{Kernel, KernelKey};
+use crate::timer::{self, Timer};
 
 /// What a user can do where there is no adapter.
 const INSTALL: &str = "install a driver; on Debian or Ubuntu this line installs a software GPU: \
@@ -30,11 +31,14 @@ pub struct GpuOptions {
     pub window_bytes: Option<u64>,
     /// How long to wait for the device before giving up with [`Error::Timeout`]. Default 60 s.
     pub timeout: Duration,
+    /// Whether the device notes when a step begins and ends, for [`GpuBackend::last_step_time`](crate::GpuBackend::last_step_time). Default
+    /// off. It needs `wgpu::Features::TIMESTAMP_QUERY`, also of the caller's device.
+    pub timestamps: bool,
 }
 
 impl Default for GpuOptions {
     fn default() -> Self {
-        Self { window_bytes: None, timeout: Duration::from_secs(60) }
+        Self { window_bytes: None, timeout: Duration::from_secs(60), timestamps: false }
     }
 }
 
@@ -84,6 +88,8 @@ pub(crate) struct Context {
     /// Whether the device was opened here, with an instance of its own.
     own: bool,
     pub(crate) timeout: Duration,
+    /// If steps are timed.
+    pub(crate) timer: Option<Timer>,
     faults: Arc<Faults>,
 }
 
@@ -96,8 +102,16 @@ impl Context {
         let backends = description.backends;
         let instance = guarded(|| wgpu::Instance::new(description)).map_err(no_adapter)?;
         let adapter = pollster::block_on(find_adapter(&instance, backends))?;
+        let mut required_features = wgpu::Features::empty();
+        if options.timestamps {
+            if !adapter.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+                return Err(timer::unsupported());
+            }
+            required_features |= wgpu::Features::TIMESTAMP_QUERY;
+        }
         let description = wgpu::DeviceDescriptor {
             label: Some("optim-gpu"),
+            required_features,
             required_limits: adapter.limits(),
             ..wgpu::DeviceDescriptor::default()
         };
@@ -125,11 +139,6 @@ impl Context {
         let limits = device.limits();
         let needs = [
             ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage),
-            (
-                "max_dynamic_storage_buffers_per_pipeline_layout",
-                1,
-                limits.max_dynamic_storage_buffers_per_pipeline_layout,
-            ),
             ("max_compute_workgroup_size_x", optim_shaders::WORKGROUP, limits.max_compute_workgroup_size_x),
             (
                 "max_compute_invocations_per_workgroup",
@@ -152,8 +161,9 @@ impl Context {
         let window = usize::try_from(window).expect("at most 2^23 blocks") * ALIGNMENT;
         // No slice of a sum lies in two windows.
         let window = if window < SLICE { window } else { window - window % SLICE };
-        Ok(Self {
+        let mut context = Self {
             info: device.adapter_info(),
+            timer: None,
             window,
             binding: most / least * least,
             device,
@@ -164,7 +174,11 @@ impl Context {
             own,
             timeout: options.timeout,
             faults: Arc::default(),
-        })
+        };
+        if options.timestamps {
+            context.timer = Some(Timer::new(&context)?);
+        }
+        Ok(context)
     }
 
     /// Whether buffers of `other` can be used with this device. Handles are numbered within an instance, so those of two
@@ -273,10 +287,10 @@ impl Context {
         self.scoped(|| self.queue.submit([encoder.finish()]))
     }
 
-    /// Waits until the submission is done and the callbacks of its mappings have been called.
-    pub(crate) fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+    /// Waits until the submission, or all that there are, is done and the callbacks of its mappings have been called.
+    pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.counts.waits.fetch_add(1, Relaxed);
-        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(self.timeout) };
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(self.timeout) };
         let polled = guarded(|| self.device.poll(poll));
         self.alive()?;
         match polled {

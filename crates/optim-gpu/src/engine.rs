@@ -1,5 +1,6 @@
 //! One optimizer's state on the device, and its step.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,9 +16,10 @@ use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Val
 use optim_shaders::{Access, Format, Work};
 
 use crate::GpuBuffer;
+use crate::belt::{Belt, Recorded};
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::guard::{self, GuardMemory};
+use crate::guard::{self, GuardMemory, Head, Reading};
 use crate::kind::{self, Kind, Own};
 use crate::layout::{Piece, bytes};
 use crate::offload::Offload;
@@ -28,9 +30,6 @@ use crate::transfer::{Region, copy_bytes};
 
 /// Schedules that are kept: enough for gradients that alternate between a few sets of buffers.
 const KEPT: usize = 4;
-
-/// Places in the ring of records.
-const RING: u64 = 64;
 
 /// The words of a record.
 const RECORD: usize = 32;
@@ -47,7 +46,11 @@ pub(crate) struct GpuEngine {
     accumulate: Arc<Program>,
     /// What is bound where there is nothing.
     nothing: wgpu::Buffer,
-    ring: Option<Ring>,
+    /// The records of a step.
+    records: Option<wgpu::Buffer>,
+    belt: Belt,
+    /// For each tensor whether the step that was to set master and average was lost.
+    unseeded: Vec<bool>,
     /// For row-sparse gradients.
     scratch: Scratch,
     /// The most recently used first. They keep the caller's buffers alive.
@@ -68,21 +71,6 @@ pub(crate) struct GpuEngine {
 struct Others {
     first: Vec<Dispatch>,
     last: Vec<Dispatch>,
-}
-
-/// The records of the coming steps. A step writes a place of its own, so that no step waits for an earlier one to be done with
-/// its records.
-struct Ring {
-    buffer: wgpu::Buffer,
-    /// The bytes of one place that a kernel sees.
-    size: u64,
-    next: u64,
-}
-
-impl Ring {
-    const fn stride(&self) -> u64 {
-        self.size.next_multiple_of(256)
-    }
 }
 
 impl GpuEngine {
@@ -113,7 +101,9 @@ impl GpuEngine {
             slots: plan.rules.iter().map(|rule| rule.spec().slots()).collect(),
             accumulate: Arc::new(Program::accumulate()),
             nothing: context.create_buffer("nothing", 256, USAGE, false)?,
-            ring: None,
+            records: None,
+            belt: Belt::default(),
+            unseeded: vec![false; plan.tensors.len()],
             scratch: Scratch::default(),
             schedules: Vec::with_capacity(KEPT + 1),
             words: Vec::new(),
@@ -238,7 +228,7 @@ impl GpuEngine {
         Ok(row_grads)
     }
 
-    /// Puts the records into words, and makes a ring with room for those of one update.
+    /// Puts the records into words, and makes room for those of one update.
     fn prepare(&mut self, records: &[Record], guard: Option<&Guard>) -> Result<()> {
         self.words.clear();
         for (nth, Record { shaping, trust, stages, scalars }) in records.iter().enumerate() {
@@ -249,10 +239,8 @@ impl GpuEngine {
             self.words.resize(RECORD * (nth + 1), 0);
         }
         let size = bytes(guard.map_or(self.words.len(), |guard| RECORD * guard.records));
-        if self.ring.as_ref().is_none_or(|ring| ring.size < size) {
-            let stride = size.next_multiple_of(256);
-            let buffer = self.context.create_buffer("records", RING * stride, USAGE, false)?;
-            self.ring = Some(Ring { buffer, size, next: 0 });
+        if self.records.as_ref().is_none_or(|records| records.size() < size) {
+            self.records = Some(self.context.create_buffer("records", size, USAGE, false)?);
             self.schedules.clear();
         }
         if guard.is_some() && self.guard.need(&self.context, &self.tensors, self.groups, self.words.len())? {
@@ -278,7 +266,6 @@ impl GpuEngine {
 
     /// What dispatches are made from; nothing before there are records.
     fn parts(&self) -> Option<Parts<'_>> {
-        let ring = self.ring.as_ref()?;
         Some(Parts {
             context: &self.context,
             tensors: &self.tensors,
@@ -286,28 +273,34 @@ impl GpuEngine {
             kind_of: &self.kind_of,
             accumulate: &self.accumulate,
             nothing: &self.nothing,
-            records: (&ring.buffer, ring.size),
+            records: self.records.as_ref()?,
             by_rows: &self.by_rows,
             carries: &self.carries,
             guard: self.guard.measures(),
         })
     }
 
-    /// Writes the records to the ring's next place, or to where the guard takes them from for that place: where it begins.
-    fn write_records(&mut self, guard: Option<&Guard>) -> Result<u32> {
-        let Some(ring) = &mut self.ring else { return Ok(0) };
-        let offset = ring.next * ring.stride();
-        let dynamic = u32::try_from(offset)
-            .map_err(|_| Error::Unsupported { what: "this number of groups".into(), backend: "gpu".into() })?;
-        ring.next = (ring.next + 1) % RING;
-        match guard {
-            Some(guard) => self.guard.write(&self.context, guard, &self.words)?,
-            None => {
-                let words = bytemuck::cast_slice(&self.words);
-                self.context.scoped(|| self.context.queue.write_buffer(&ring.buffer, offset, words))?;
+    /// Records the copies of the records to where kernels, or the guard, take them from, and of a verdict's number behind it.
+    fn write_records(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        guard: Option<&Guard>,
+        reading: Option<&Reading>,
+        recorded: Option<Recorded>,
+    ) -> Result<()> {
+        let words = bytemuck::cast_slice(&self.words);
+        let head = guard.map(Head::new);
+        let mut writes = Vec::with_capacity(3);
+        match (&head, self.guard.variants(), &self.records) {
+            (Some(head), Some(variants), _) => {
+                writes.push((variants, 0, bytemuck::bytes_of(head)));
+                writes.push((variants, size_of::<Head>() as u64, words));
             }
+            (None, _, Some(records)) => writes.push((records, 0, words)),
+            _ => {}
         }
-        Ok(dynamic)
+        writes.extend(reading.map(Reading::number));
+        self.belt.write(&self.context, encoder, &writes, recorded)
     }
 
     /// Encodes those of the step's dispatches: what the schedule in front measures, others, its updates, others.
@@ -315,18 +308,16 @@ impl GpuEngine {
         &self,
         encoder: &mut wgpu::CommandEncoder,
         others: &Others,
-        records: u32,
         which: impl Fn(&Dispatch) -> bool,
     ) -> Result<()> {
         let Some(schedule) = self.schedules.first() else { return Ok(()) };
         let all = || schedule.measures.iter().chain(&others.first).chain(&schedule.dispatches).chain(&others.last);
         let dispatches = || all().filter(|dispatch| which(dispatch));
-        let dynamic = [records];
         self.context.scoped(|| {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in dispatches() {
                 pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bindings, &dynamic[..usize::from(dispatch.records)]);
+                pass.set_bind_group(0, &dispatch.bindings, &[]);
                 pass.dispatch_workgroups(dispatch.grid.0, dispatch.grid.1, 1);
             }
         })?;
@@ -335,14 +326,10 @@ impl GpuEngine {
     }
 
     /// Encodes the step's dispatches; those on offloaded state page by page, with the state that comes and goes.
-    fn encode_all(
-        &mut self,
-        mut encoder: wgpu::CommandEncoder,
-        others: &Others,
-        records: u32,
-    ) -> Result<wgpu::CommandEncoder> {
+    fn encode_all(&mut self, encoder: &mut wgpu::CommandEncoder, others: &Others) -> Result<()> {
         let offloaded = |dispatch: &Dispatch| dispatch.page.filter(|&(kind, _)| self.kinds[kind].offload.is_some());
-        self.encode(&mut encoder, others, records, |dispatch| offloaded(dispatch).is_none())?;
+        self.copy(encoder, 0)?;
+        self.encode(encoder, others, |dispatch| offloaded(dispatch).is_none())?;
         for nth in 0..self.kinds.len() {
             for page in 0..self.kinds[nth].layout.pages.len() {
                 let dispatches =
@@ -352,29 +339,34 @@ impl GpuEngine {
                     continue;
                 }
                 let Some(mut offload) = self.kinds[nth].offload.take() else { continue };
-                let visited = self.visit(&mut offload, encoder, (nth, page), |engine, encoder| {
-                    engine.encode(encoder, others, records, here)
-                });
+                let visited = self
+                    .visit(&mut offload, encoder, (nth, page), |engine, encoder| engine.encode(encoder, others, here));
                 self.kinds[nth].offload = Some(offload);
                 visited?;
-                encoder = self.context.encoder()?;
             }
         }
-        Ok(encoder)
+        self.copy(encoder, 1)
+    }
+
+    /// Encodes what the schedule in front gathers (0) or scatters (1).
+    fn copy(&self, encoder: &mut wgpu::CommandEncoder, which: usize) -> Result<()> {
+        let copies = self.schedules.first().map_or(&[][..], |schedule| &schedule.copies[which]);
+        self.context.scoped(|| copies.iter().for_each(|copy| copy.encode(encoder)))
     }
 
     /// Brings a page of state to the device, lets dispatches be encoded, and takes it back.
     fn visit(
         &self,
         offload: &mut Offload,
-        mut encoder: wgpu::CommandEncoder,
+        encoder: &mut wgpu::CommandEncoder,
         (kind, page): (usize, usize),
         encode: impl FnOnce(&Self, &mut wgpu::CommandEncoder) -> Result<()>,
     ) -> Result<()> {
         let buffer = &self.kinds[kind].pages[page];
-        offload.upload(&self.context, &mut encoder, buffer, page)?;
-        encode(self, &mut encoder)?;
-        offload.download(&self.context, encoder, buffer, page)
+        offload.upload(&self.context, encoder, buffer, page)?;
+        encode(self, encoder)?;
+        let encoded = std::mem::replace(encoder, self.context.encoder()?);
+        offload.download(&self.context, encoded, buffer, page)
     }
 
     /// The pieces of tensors with memory on the host: which kind's, and which.
@@ -386,23 +378,23 @@ impl GpuEngine {
         (0..self.tensors.len()).filter(|&tensor| which(tensor)).flat_map(of).collect()
     }
 
-    /// Uploads what is on the host, runs the schedule in front and other dispatches, and reads back host parameters.
+    /// Encodes a run: uploads what is on the host, then the schedule in front and other dispatches. The pieces of host parameters are
+    /// to be read back.
     fn run(
         &mut self,
+        encoder: &mut wgpu::CommandEncoder,
         pairs: &[Pair<&GpuBuffer>],
         params: &[ParamMut<'_>],
         grads: &[Grad<'_>],
-        (row_grads, others): (&[RowGrad<'_>], &Others),
-        zeros: &[usize],
-        guard: Option<&Guard>,
-    ) -> Result<Downloads> {
+        run: Run<'_>,
+    ) -> Result<Vec<(usize, Piece)>> {
+        let Run { row_grads, others, zeros, guard, reading, recorded } = run;
         let host_params = self.pieces(|tensor| matches!(pairs[tensor].param, Side::Own(Own::Params)));
         let is_host = |tensor: usize| matches!(pairs[tensor].grad, Side::Own(Own::Grads(_)));
         let is_dense = |tensor: usize| !matches!(grads.get(tensor), Some(Grad::Rows(..)));
         let host_grads = self.pieces(|tensor| is_host(tensor) && is_dense(tensor));
 
         // From here on things change.
-        let mut encoder = self.context.encoder()?;
         for (kind, piece) in self.pieces(|tensor| zeros.contains(&tensor)) {
             let Region { buffer, offset, size } = self.kinds[kind].region(Own::Accumulated, &piece);
             self.context.scoped(|| encoder.clear_buffer(buffer, offset, Some(size as u64)))?;
@@ -423,16 +415,18 @@ impl GpuEngine {
             let size = values.len().next_multiple_of(4);
             uploads.push((Region { buffer: &rows.values.0, offset: 0, size }, values));
         }
-        self.context.upload(&mut encoder, &uploads)?;
-        let records = self.write_records(guard)?;
-        let encoder = self.encode_all(encoder, others, records)?;
-        Ok(Downloads { encoder, pieces: host_params, guarded: guard.is_some() })
+        self.context.upload(encoder, &uploads)?;
+        self.write_records(encoder, guard, reading, recorded)?;
+        self.encode_all(encoder, &others)?;
+        Ok(host_params)
     }
 
     /// Submits, and reads back host parameters and, with a guard, the verdict.
     fn finish(
         &self,
-        Downloads { encoder, pieces, guarded }: Downloads,
+        encoder: wgpu::CommandEncoder,
+        pieces: &[(usize, Piece)],
+        guarded: bool,
         params: &mut [ParamMut<'_>],
     ) -> Result<Vec<u8>> {
         let verdict = if guarded { self.guard.verdict_region() } else { None };
@@ -451,129 +445,15 @@ impl GpuEngine {
         Ok(verdict)
     }
 
-    /// Finds out what is shaped row by row in this step, and makes memory for it.
-    fn find_rows(&mut self, update: &Update<'_>, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
-        let records = update.guard.map_or(update.records.len(), |guard| guard.records).max(1);
-        for (tensor, pair) in pairs.iter().enumerate() {
-            let record = update.record_of[tensor] as usize;
-            let mut variants = update.records.iter().skip(record).step_by(records);
-            self.by_rows[tensor] = !pair.is_absent() && variants.any(Record::needs_rows);
-            if !self.by_rows[tensor] {
-                continue;
-            }
-            if matches!(grads[tensor], Grad::Rows(..)) {
-                let what = "gradient centralization or adaptive clipping";
-                return self.unsupported(format!("a row-sparse gradient ({:?}) with {what}", self.name(tensor)));
-            }
-            let kind = &mut self.kinds[self.kind_of[tensor].0];
-            kind.need_units(&self.context)?;
-            if kind.factored.is_some() {
-                kind.need(&self.context, Own::ScratchParams)?;
-                kind.need(&self.context, Own::ScratchGrads)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs work without a rule over those tensors whose flag is set.
-    fn work(
+    /// An update, run or recorded.
+    fn apply(
         &mut self,
-        work: Work,
-        which: impl Fn(usize) -> bool,
+        commands: Commands<'_>,
+        recorded: Option<Recorded>,
+        update: &Update<'_>,
         params: &mut [ParamMut<'_>],
-        grad: Side<&GpuBuffer>,
-    ) -> Result<()> {
-        self.context.ready()?;
-        let mut pairs = Vec::with_capacity(params.len());
-        for (tensor, param) in params.iter().enumerate() {
-            let pair = if which(tensor) && !param.is_empty() {
-                Pair { param: self.param(tensor, param)?, grad }
-            } else {
-                Pair::ABSENT
-            };
-            pairs.push(pair);
-        }
-        if pairs.iter().all(Pair::is_absent) {
-            return Ok(());
-        }
-        self.stage(&pairs, &[])?;
-        self.prepare(&[blank([0.0; 4])], None)?;
-        self.schedule(Job::Work(work), &pairs, &vec![0; params.len()])?;
-        let downloads = self.run(&pairs, params, &[], (&[], &Others::default()), &[], None)?;
-        self.finish(downloads, params).map(drop)
-    }
-
-    /// Checks that an array has these elements.
-    fn check_part(&self, parameter: usize, part: Part, first: usize, bytes: usize) -> Result<()> {
-        let tensor = &self.tensors[parameter];
-        let arrays = tensor.arrays(&self.slots[tensor.rule]);
-        let found = arrays.iter().find(|(candidate, ..)| *candidate == part).and_then(|(_, element, len)| {
-            let end = first.checked_mul(element.size())?.checked_add(bytes)?;
-            (end <= len * element.size()).then_some(())
-        });
-        found.ok_or_else(|| Error::Unknown {
-            what: "array",
-            name: format!("{part:?} of {} from element {first} on, {bytes} bytes", self.name(parameter)),
-            expected: format!("{arrays:?}"),
-        })
-    }
-
-    fn unsupported<T>(&self, what: String) -> Result<T> {
-        Err(Error::Unsupported { what, backend: "gpu".into() })
-    }
-}
-
-/// A record of step scalars alone.
-fn blank(scalars: [f32; 4]) -> Record {
-    Record { shaping: Shaping::NONE, trust: Trust::NONE, stages: Stages::zeroed(), scalars: scalars.into() }
-}
-
-/// What is left to do of a run.
-struct Downloads {
-    encoder: wgpu::CommandEncoder,
-    /// The pieces that are read back.
-    pieces: Vec<(usize, Piece)>,
-    guarded: bool,
-}
-
-/// The bytes of a parameter on the host; none if it is not there.
-fn host_param<'a>(param: &'a ParamMut<'_>) -> &'a [u8] {
-    match param {
-        ParamMut::F32(values) => bytemuck::cast_slice(values),
-        ParamMut::F16(values) => bytemuck::cast_slice(values),
-        ParamMut::Bf16(values) => bytemuck::cast_slice(values),
-        _ => &[],
-    }
-}
-
-fn host_param_mut<'a>(param: &'a mut ParamMut<'_>) -> Option<&'a mut [u8]> {
-    match param {
-        ParamMut::F32(values) => Some(bytemuck::cast_slice_mut(values)),
-        ParamMut::F16(values) => Some(bytemuck::cast_slice_mut(values)),
-        ParamMut::Bf16(values) => Some(bytemuck::cast_slice_mut(values)),
-        _ => None,
-    }
-}
-
-/// The bytes of a gradient on the host, or of its values.
-fn host_grad<'a>(grad: &Grad<'a>) -> &'a [u8] {
-    match *grad {
-        Grad::F32(values) | Grad::Rows(_, Values::F32(values)) => bytemuck::cast_slice(values),
-        Grad::F16(values) | Grad::Rows(_, Values::F16(values)) => bytemuck::cast_slice(values),
-        Grad::Bf16(values) | Grad::Rows(_, Values::Bf16(values)) => bytemuck::cast_slice(values),
-        _ => &[],
-    }
-}
-
-/// Those of a piece.
-fn part<'a>(bytes: &'a [u8], piece: &Piece, size: usize) -> &'a [u8] {
-    let range = piece.range();
-    bytes.get(range.start * size..range.end * size).unwrap_or(&[])
-}
-
-impl Engine for GpuEngine {
-    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
-        self.context.ready()?;
+        grads: &[Grad<'_>],
+    ) -> Result<Progress> {
         let mut pairs = self.pairs(params, grads, update.record_of)?;
         let is_sparse = |grad: &Grad<'_>| matches!(grad, Grad::Rows(..));
         let all_rows = |tensor: usize| update.rules[self.tensors[tensor].rule].spec().sparse() == Sparse::AllRows;
@@ -626,22 +506,251 @@ impl Engine for GpuEngine {
             }
             others.last = rows::updates(&parts, &row_grads, &pairs, update.record_of)?;
         }
-        let downloads = self.run(&pairs, params, grads, (&row_grads, &others), &[], guard)?;
-        let waits = !downloads.pieces.is_empty() || self.kinds.iter().any(|kind| kind.offload.is_some());
-        if guard.is_none() {
-            self.finish(downloads, params)?;
-            return Ok(Progress::Applied);
+        let reads = pairs.iter().any(|pair| matches!(pair.param, Side::Own(Own::Params)));
+        let waits = reads || self.kinds.iter().any(|kind| kind.offload.is_some());
+        let mut reading = if guard.is_some() && !waits { self.guard.ask(&self.context)? } else { None };
+        let mut own = None;
+        let encoder = match commands {
+            Commands::Run => own.insert(self.context.encoder()?),
+            Commands::Record(encoder) => encoder,
+        };
+        if let Some(timer) = &self.context.timer {
+            self.context.scoped(|| timer.begin(encoder))?;
         }
-        if waits {
-            let verdict = self.finish(downloads, params)?;
-            return guard::verdict(&verdict).map(Progress::Decided);
+        let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reading.as_ref(), recorded };
+        let pieces = self.run(encoder, &pairs, params, grads, run)?;
+        if let Some(timer) = &self.context.timer {
+            self.context.scoped(|| timer.end(encoder))?;
         }
-        self.guard.submit(&self.context, downloads.encoder)?;
+        if let (Some(reading), Some(verdict)) = (&mut reading, self.guard.verdict_region()) {
+            reading.bring(encoder, verdict);
+        }
+        let Some(reading) = reading else {
+            let Some(encoder) = own else { return Ok(Progress::Applied) };
+            let verdict = self.finish(encoder, &pieces, guard.is_some(), params)?;
+            return guard.map_or(Ok(Progress::Applied), |_| guard::verdict(&verdict).map(Progress::Decided));
+        };
+        let submitted = own.map(|encoder| self.context.submit(encoder)).transpose();
+        let submission = submitted.map_err(|error| self.context.lost_if_refused(error))?;
+        self.guard.expect(reading, submission);
         Ok(Progress::Pending)
+    }
+
+    /// Takes back staging buffers, and learns which recorded steps were lost.
+    fn recover(&mut self) -> Result<()> {
+        let (unseeded, mut lost) = (&mut self.unseeded, false);
+        self.belt.recover(&self.context, |step| {
+            unseeded.iter_mut().zip(step.seeds).for_each(|(flag, seed)| *flag |= seed);
+            // The verdict of a guarded one tells.
+            lost |= !step.guarded;
+        })?;
+        if lost { Err(Error::StepLost) } else { Ok(()) }
+    }
+
+    /// Sets masters and averages, where there are any.
+    fn seed_into(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>], commands: &mut Commands<'_>) -> Result<()> {
+        let keep = |tensor: &Tensor| tensor.ema || matches!(tensor.master(), Some(Master::F32 | Master::Split));
+        let flags: Vec<bool> = self.tensors.iter().zip(seeds).map(|(tensor, &seed)| seed && keep(tensor)).collect();
+        self.work(Work::Seed, |tensor| flags[tensor], params, Side::Absent, commands)
+    }
+
+    /// An error if what a step needs is not all on the device.
+    fn check_recordable(&self, record_of: &[u32], params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
+        let (expected, got) = ("memory on the device, for a step that is recorded", "memory on the host");
+        for (tensor, pair) in self.pairs(params, grads, record_of)?.iter().enumerate() {
+            let sides = [("parameter", &pair.param), ("gradient", &pair.grad)];
+            if let Some((what, _)) = sides.into_iter().find(|(_, side)| matches!(side, Side::Own(_))) {
+                return Err(wrong_memory(what, self.name(tensor), expected, got));
+            }
+            if !pair.is_absent() && self.kinds[self.kind_of[tensor].0].offload.is_some() {
+                return self.unsupported(format!("recording a step with offloaded state ({:?})", self.name(tensor)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what is shaped row by row in this step, and makes memory for it.
+    fn find_rows(&mut self, update: &Update<'_>, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
+        let records = update.guard.map_or(update.records.len(), |guard| guard.records).max(1);
+        for (tensor, pair) in pairs.iter().enumerate() {
+            let record = update.record_of[tensor] as usize;
+            let mut variants = update.records.iter().skip(record).step_by(records);
+            self.by_rows[tensor] = !pair.is_absent() && variants.any(Record::needs_rows);
+            if !self.by_rows[tensor] {
+                continue;
+            }
+            if matches!(grads[tensor], Grad::Rows(..)) {
+                let what = "gradient centralization or adaptive clipping";
+                return self.unsupported(format!("a row-sparse gradient ({:?}) with {what}", self.name(tensor)));
+            }
+            let kind = &mut self.kinds[self.kind_of[tensor].0];
+            kind.need_units(&self.context)?;
+            if kind.factored.is_some() {
+                kind.need(&self.context, Own::ScratchParams)?;
+                kind.need(&self.context, Own::ScratchGrads)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs work without a rule over those tensors whose flag is set.
+    fn work(
+        &mut self,
+        work: Work,
+        which: impl Fn(usize) -> bool,
+        params: &mut [ParamMut<'_>],
+        grad: Side<&GpuBuffer>,
+        commands: &mut Commands<'_>,
+    ) -> Result<()> {
+        self.context.ready()?;
+        let mut pairs = Vec::with_capacity(params.len());
+        for (tensor, param) in params.iter().enumerate() {
+            let pair = if which(tensor) && !param.is_empty() {
+                Pair { param: self.param(tensor, param)?, grad }
+            } else {
+                Pair::ABSENT
+            };
+            pairs.push(pair);
+        }
+        if pairs.iter().all(Pair::is_absent) {
+            return Ok(());
+        }
+        self.stage(&pairs, &[])?;
+        self.prepare(&[blank([0.0; 4])], None)?;
+        self.schedule(Job::Work(work), &pairs, &vec![0; params.len()])?;
+        let run = Run::default();
+        match commands {
+            Commands::Record(encoder) => self.run(encoder, &pairs, params, &[], run).map(drop),
+            Commands::Run => {
+                let mut encoder = self.context.encoder()?;
+                let pieces = self.run(&mut encoder, &pairs, params, &[], run)?;
+                self.finish(encoder, &pieces, false, params).map(drop)
+            }
+        }
+    }
+
+    /// Checks that an array has these elements.
+    fn check_part(&self, parameter: usize, part: Part, first: usize, bytes: usize) -> Result<()> {
+        let tensor = &self.tensors[parameter];
+        let arrays = tensor.arrays(&self.slots[tensor.rule]);
+        let found = arrays.iter().find(|(candidate, ..)| *candidate == part).and_then(|(_, element, len)| {
+            let end = first.checked_mul(element.size())?.checked_add(bytes)?;
+            (end <= len * element.size()).then_some(())
+        });
+        found.ok_or_else(|| Error::Unknown {
+            what: "array",
+            name: format!("{part:?} of {} from element {first} on, {bytes} bytes", self.name(parameter)),
+            expected: format!("{arrays:?}"),
+        })
+    }
+
+    fn unsupported<T>(&self, what: String) -> Result<T> {
+        Err(Error::Unsupported { what, backend: "gpu".into() })
+    }
+}
+
+/// A record of step scalars alone.
+fn blank(scalars: [f32; 4]) -> Record {
+    Record { shaping: Shaping::NONE, trust: Trust::NONE, stages: Stages::zeroed(), scalars: scalars.into() }
+}
+
+/// What a run has beside parameters and gradients.
+#[derive(Default)]
+struct Run<'a> {
+    row_grads: &'a [RowGrad<'a>],
+    others: Others,
+    /// Tensors for which nothing has been accumulated begins with zeros.
+    zeros: &'a [usize],
+    guard: Option<&'a Guard>,
+    reading: Option<&'a Reading>,
+    recorded: Option<Recorded>,
+}
+
+/// Where the commands of a call go.
+enum Commands<'a> {
+    /// To the queue, at once.
+    Run,
+    /// Into the caller's encoder.
+    Record(&'a mut wgpu::CommandEncoder),
+}
+
+/// The bytes of a parameter on the host; none if it is not there.
+fn host_param<'a>(param: &'a ParamMut<'_>) -> &'a [u8] {
+    match param {
+        ParamMut::F32(values) => bytemuck::cast_slice(values),
+        ParamMut::F16(values) => bytemuck::cast_slice(values),
+        ParamMut::Bf16(values) => bytemuck::cast_slice(values),
+        _ => &[],
+    }
+}
+
+fn host_param_mut<'a>(param: &'a mut ParamMut<'_>) -> Option<&'a mut [u8]> {
+    match param {
+        ParamMut::F32(values) => Some(bytemuck::cast_slice_mut(values)),
+        ParamMut::F16(values) => Some(bytemuck::cast_slice_mut(values)),
+        ParamMut::Bf16(values) => Some(bytemuck::cast_slice_mut(values)),
+        _ => None,
+    }
+}
+
+/// The bytes of a gradient on the host, or of its values.
+fn host_grad<'a>(grad: &Grad<'a>) -> &'a [u8] {
+    match *grad {
+        Grad::F32(values) | Grad::Rows(_, Values::F32(values)) => bytemuck::cast_slice(values),
+        Grad::F16(values) | Grad::Rows(_, Values::F16(values)) => bytemuck::cast_slice(values),
+        Grad::Bf16(values) | Grad::Rows(_, Values::Bf16(values)) => bytemuck::cast_slice(values),
+        _ => &[],
+    }
+}
+
+/// Those of a piece.
+fn part<'a>(bytes: &'a [u8], piece: &Piece, size: usize) -> &'a [u8] {
+    let range = piece.range();
+    bytes.get(range.start * size..range.end * size).unwrap_or(&[])
+}
+
+impl Engine for GpuEngine {
+    fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
+        self.context.ready()?;
+        self.recover()?;
+        if self.unseeded.contains(&true) {
+            let seeds = self.unseeded.clone();
+            self.seed(&seeds, params)?;
+            self.unseeded.fill(false);
+        }
+        self.apply(Commands::Run, None, update, params, grads)
+    }
+
+    fn record(
+        &mut self,
+        target: &mut dyn Any,
+        seeds: &[bool],
+        update: &Update<'_>,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) -> Result<Progress> {
+        let Some(encoder) = target.downcast_mut::<wgpu::CommandEncoder>() else {
+            return self.unsupported("recording into anything but a wgpu::CommandEncoder".into());
+        };
+        self.context.ready()?;
+        self.recover()?;
+        self.check_recordable(update.record_of, params, grads)?;
+        let seeds: Vec<bool> = seeds.iter().zip(&self.unseeded).map(|(&seed, &again)| seed || again).collect();
+        if seeds.contains(&true) {
+            self.seed_into(&seeds, params, &mut Commands::Record(encoder))?;
+        }
+        let recorded = Recorded { seeds, guarded: update.guard.is_some() };
+        let progress = self.apply(Commands::Record(encoder), Some(recorded), update, params, grads)?;
+        self.unseeded.fill(false);
+        Ok(progress)
     }
 
     fn verdict(&mut self, wait: bool) -> Result<Option<Verdict>> {
         self.guard.verdict(&self.context, wait)
+    }
+
+    fn poll(&mut self) -> Result<()> {
+        self.guard.poll(&self.context)
     }
 
     fn control(&self) -> Result<Control> {
@@ -659,12 +768,7 @@ impl Engine for GpuEngine {
     }
 
     fn seed(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>]) -> Result<()> {
-        let keeps: Vec<bool> = self
-            .tensors
-            .iter()
-            .map(|tensor| tensor.ema || matches!(tensor.master(), Some(Master::F32 | Master::Split)))
-            .collect();
-        self.work(Work::Seed, |tensor| seeds[tensor] && keeps[tensor], params, Side::Absent)
+        self.seed_into(seeds, params, &mut Commands::Run)
     }
 
     fn accumulate(&mut self, weight: f32, fresh: &[bool], grads: &[Grad<'_>]) -> Result<()> {
@@ -692,8 +796,9 @@ impl Engine for GpuEngine {
         self.prepare(&[blank([weight, 0.0, 0.0, 0.0]), blank([weight, f32::from_bits(1), 0.0, 0.0])], None)?;
         let record_of: Vec<u32> = fresh.iter().map(|&fresh| u32::from(fresh)).collect();
         self.schedule(Job::Accumulate, &pairs, &record_of)?;
-        let downloads = self.run(&pairs, &[], grads, (&[], &Others::default()), &zeros, None)?;
-        self.finish(downloads, &mut []).map(drop)
+        let mut encoder = self.context.encoder()?;
+        let pieces = self.run(&mut encoder, &pairs, &[], grads, Run { zeros: &zeros, ..Run::default() })?;
+        self.finish(encoder, &pieces, false, &mut []).map(drop)
     }
 
     fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()> {
@@ -707,7 +812,7 @@ impl Engine for GpuEngine {
         }
         let work = if into { Work::SwapIn } else { Work::SwapOut };
         let keeps: Vec<bool> = self.tensors.iter().map(|tensor| tensor.ema).collect();
-        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside))?;
+        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside), &mut Commands::Run)?;
         self.swapped = into;
         if !into {
             // Schedules that bind what was kept go with it.

@@ -159,7 +159,7 @@ impl Factored {
                 let kernel = parts.context.kernel(&kind.program, Stage::Factored(walk))?;
                 let bindings = parts.bind(&kernel, kind.members[member], &bindings)?;
                 let (pipeline, grid) = (kernel.pipeline, grid(groups));
-                dispatches.push(Dispatch { pipeline, bindings, grid, records: true, page: None });
+                dispatches.push(Dispatch { pipeline, bindings, grid, page: None });
             }
         }
         Ok(dispatches)

@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
 use optim_core::backend::Tensor;
@@ -12,6 +13,7 @@ use optim_core::{DType, Error, Result};
 use optim_shaders::{Access, Format};
 
 use crate::GpuBuffer;
+use crate::belt::{Mapped, Write, map_on_submit};
 use crate::buffer::USAGE;
 use crate::device::Context;
 use crate::layout::{NO_CARRY, SLICE, Span, bytes, carries, grid, word};
@@ -25,10 +27,13 @@ const LANES: u64 = optim_shaders::LANES as u64;
 /// The words of a verdict before its norms.
 const HEAD: usize = 8;
 
+/// How long another thread may take between taking a callback and calling it.
+const CALLBACK: Duration = Duration::from_millis(100);
+
 /// What the kernels decide by: `Guard` in `guard.wgsl`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Head {
+pub(crate) struct Head {
     factor: f32,
     clip: u32,
     first: u32,
@@ -40,7 +45,7 @@ struct Head {
 }
 
 impl Head {
-    fn new(guard: &Guard) -> Self {
+    pub(crate) fn new(guard: &Guard) -> Self {
         let none = Scaler { factor: 1.0, window: 0, floor: 0.0, cap: 0.0 };
         let Scaler { factor: growth, window, floor, cap } = guard.scaler.unwrap_or(none);
         let Guard { factor, clip, first, records, .. } = *guard;
@@ -59,6 +64,8 @@ pub(crate) struct GuardMemory {
     pending: VecDeque<Reading>,
     /// Buffers for more of them.
     free: Vec<wgpu::Buffer>,
+    /// The number of verdicts that were asked for.
+    asked: u32,
 }
 
 /// What is measured and decided.
@@ -78,12 +85,68 @@ pub(crate) struct Measures {
     verdict: wgpu::Buffer,
 }
 
-/// A verdict that the device copies to the host.
+/// A verdict that the device copies to the host, and behind it a number that only this step has: the one comes with the other.
 #[derive(Debug)]
-struct Reading {
+pub(crate) struct Reading {
     buffer: wgpu::Buffer,
-    submission: wgpu::SubmissionIndex,
-    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+    number: u32,
+    /// `None` if only the caller knows when it is submitted.
+    submission: Option<wgpu::SubmissionIndex>,
+    state: Asked,
+}
+
+/// How far a verdict has come.
+#[derive(Debug)]
+enum Asked {
+    Waiting(Mapped),
+    There,
+    /// The commands were dropped.
+    Dropped,
+}
+
+impl Reading {
+    /// Has the commands bring the verdict, and it mapped after them.
+    pub(crate) fn bring(&mut self, encoder: &mut wgpu::CommandEncoder, verdict: Region<'_>) {
+        encoder.copy_buffer_to_buffer(verdict.buffer, verdict.offset, &self.buffer, 0, verdict.size as u64);
+        self.state = Asked::Waiting(map_on_submit(encoder, &self.buffer, wgpu::MapMode::Read));
+    }
+
+    /// What is written behind the verdict.
+    pub(crate) fn number(&self) -> Write<'_> {
+        (&self.buffer, self.buffer.size() - 4, bytemuck::bytes_of(&self.number))
+    }
+
+    /// Looks whether it is there.
+    fn look(&mut self, context: &Context) -> Result<()> {
+        let Asked::Waiting(mapped) = &self.state else { return Ok(()) };
+        match mapped.try_recv() {
+            Ok(Ok(())) => self.state = Asked::There,
+            Ok(Err(error)) => return Err(context.find_lost(error)),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => self.state = Asked::Dropped,
+        }
+        Ok(())
+    }
+
+    /// Waits until it is there.
+    fn wait(&mut self, context: &Context) -> Result<()> {
+        self.look(context)?;
+        let Asked::Waiting(mapped) = &self.state else { return Ok(()) };
+        context.wait(self.submission.clone())?;
+        // Another thread that waits for this device may have taken the callback, and be about to call it.
+        let patience = if self.submission.is_some() { context.timeout } else { CALLBACK };
+        self.state = match mapped.recv_timeout(patience) {
+            Ok(Ok(())) => Asked::There,
+            Ok(Err(error)) => return Err(context.find_lost(error)),
+            Err(RecvTimeoutError::Disconnected) => Asked::Dropped,
+            Err(RecvTimeoutError::Timeout) if self.submission.is_none() => {
+                let (what, expected) = ("the verdict of a recorded step", "submit its encoder first");
+                return Err(Error::State { what, expected });
+            }
+            Err(RecvTimeoutError::Timeout) => return Err(context.timed_out()),
+        };
+        Ok(())
+    }
 }
 
 impl GuardMemory {
@@ -95,7 +158,7 @@ impl GuardMemory {
         })?;
         let home = Some(Arc::clone(context));
         let control = GpuBuffer { buffer, offset: 0, len: 1, dtype: DType::F32, padded: false, home };
-        Ok(Self { control, measures: None, pending: VecDeque::new(), free: Vec::new() })
+        Ok(Self { control, measures: None, pending: VecDeque::new(), free: Vec::new(), asked: 0 })
     }
 
     /// The loss scale.
@@ -159,14 +222,9 @@ impl GuardMemory {
         self.measures.as_ref().map(|measures| (measures, (control, 0, size_of::<Control>() as u64)))
     }
 
-    /// Writes what the coming step is decided by.
-    pub(crate) fn write(&self, context: &Context, guard: &Guard, records: &[u32]) -> Result<()> {
-        let Some(Measures { variants, .. }) = &self.measures else { return Ok(()) };
-        let head = Head::new(guard);
-        context.scoped(|| {
-            context.queue.write_buffer(variants, 0, bytemuck::bytes_of(&head));
-            context.queue.write_buffer(variants, size_of::<Head>() as u64, bytemuck::cast_slice(records));
-        })
+    /// Where what the coming step is decided by stands, and behind it the records of each update that it may be.
+    pub(crate) fn variants(&self) -> Option<&wgpu::Buffer> {
+        self.measures.as_ref().map(|measures| &measures.variants)
     }
 
     /// The last verdict, in the device's memory.
@@ -175,50 +233,51 @@ impl GuardMemory {
         Some(Region { buffer, offset: 0, size: usize::try_from(buffer.size()).unwrap_or(usize::MAX) })
     }
 
-    /// Submits a step that is not waited for, and has its verdict brought to the host.
-    pub(crate) fn submit(&mut self, context: &Context, mut encoder: wgpu::CommandEncoder) -> Result<()> {
-        let Some(Measures { verdict, .. }) = &self.measures else { return context.submit(encoder).map(drop) };
+    /// Makes ready for the verdict of a step that is not waited for.
+    pub(crate) fn ask(&mut self, context: &Context) -> Result<Option<Reading>> {
+        let Some(Measures { verdict, .. }) = &self.measures else { return Ok(None) };
         let buffer = match self.free.pop() {
             Some(buffer) => buffer,
             None => {
                 let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                context.create_buffer("verdict, down", verdict.size(), usage, false)?
+                context.create_buffer("verdict, down", verdict.size() + 4, usage, false)?
             }
         };
-        encoder.copy_buffer_to_buffer(verdict, 0, &buffer, 0, verdict.size());
-        let submission = context.submit(encoder)?;
-        let (sender, mapped) = channel();
-        context
-            .scoped(|| buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result))))
-            .map_err(|error| context.lost_if_refused(error))?;
-        self.pending.push_back(Reading { buffer, submission, mapped });
-        Ok(())
+        self.asked = self.asked.wrapping_add(1);
+        Ok(Some(Reading { buffer, number: self.asked, submission: None, state: Asked::Dropped }))
+    }
+
+    /// Expects a verdict, of a submission if that is known.
+    pub(crate) fn expect(&mut self, reading: Reading, submission: Option<wgpu::SubmissionIndex>) {
+        self.pending.push_back(Reading { submission, ..reading });
+    }
+
+    /// Has the device tell whether the oldest verdict is there.
+    pub(crate) fn poll(&mut self, context: &Context) -> Result<()> {
+        let Some(oldest) = self.pending.front_mut() else { return Ok(()) };
+        oldest.look(context)?;
+        if matches!(oldest.state, Asked::Waiting(_)) { context.poll() } else { Ok(()) }
     }
 
     /// The oldest verdict that is on its way; `None` if there is none or, without `wait`, it is not there yet.
     pub(crate) fn verdict(&mut self, context: &Context, wait: bool) -> Result<Option<Verdict>> {
-        let Some(oldest) = self.pending.front() else { return Ok(None) };
-        let mut mapped = oldest.mapped.try_recv();
-        if mapped == Err(TryRecvError::Empty) {
-            if wait {
-                context.wait(oldest.submission.clone())?;
-                // Another thread that waits for this device may have taken the callback, and be about to call it.
-                mapped = oldest.mapped.recv_timeout(context.timeout).map_err(|_| TryRecvError::Empty);
-            } else {
-                context.poll()?;
-                mapped = oldest.mapped.try_recv();
-            }
+        let Some(oldest) = self.pending.front_mut() else { return Ok(None) };
+        if wait {
+            oldest.wait(context)?
+        } else {
+            oldest.look(context)?
         }
-        match mapped {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(context.find_lost(error)),
-            Err(TryRecvError::Empty) if !wait => return Ok(None),
-            Err(TryRecvError::Empty) => return Err(context.timed_out()),
-            Err(error) => return Err(context.find_lost(error)),
+        if matches!(oldest.state, Asked::Waiting(_)) {
+            return Ok(None);
         }
-        let Some(Reading { buffer, .. }) = self.pending.pop_front() else { return Ok(None) };
+        let Some(Reading { buffer, number, state, .. }) = self.pending.pop_front() else { return Ok(None) };
+        if matches!(state, Asked::Dropped) {
+            return Err(Error::StepLost);
+        }
         let view = buffer.get_mapped_range(..).map_err(|error| context.find_lost(error))?;
-        let verdict = verdict(&view);
+        let (words, behind) = view.split_at(view.len() - 4);
+        // Commands that the device refused leave what was there before.
+        let verdict = if behind == bytemuck::bytes_of(&number) { verdict(words) } else { Err(Error::StepLost) };
         drop(view);
         buffer.unmap();
         self.free.push(buffer);
@@ -319,7 +378,7 @@ impl Measures {
         let kernel = parts.context.kernel(parts.accumulate, Stage::Gradients(grad, access))?;
         let bindings = [whole(&self.variants), table, control, grads, whole(&self.parts), whole(&self.carries)];
         let bindings = parts.bind(&kernel, tensor, &bindings)?;
-        Ok(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(slices), records: false, page: None })
+        Ok(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(slices), page: None })
     }
 
     /// Adds up the slices of gradients of so many elements each, and decides.
@@ -330,8 +389,7 @@ impl Measures {
         let kernel = parts.context.kernel(parts.accumulate, Stage::Totals)?;
         let bindings = [tables[0].binding(), whole(&self.parts), whole(&self.measured)];
         let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-        let totals =
-            Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: false, page: None };
+        let totals = Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), page: None };
 
         let kernel = parts.context.kernel(parts.accumulate, Stage::Decide)?;
         let bindings = [
@@ -343,7 +401,7 @@ impl Measures {
             whole(&self.verdict),
         ];
         let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-        let decide = Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(1), records: true, page: None };
+        let decide = Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(1), page: None };
         Ok(vec![totals, decide])
     }
 }

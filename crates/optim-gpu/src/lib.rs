@@ -3,8 +3,9 @@
 //!
 //! [`GpuBackend::new`] opens a device of its own; [`GpuBackend::from_wgpu`] uses the caller's. Parameters and gradients may lie
 //! in a [`GpuBuffer`] or on the host; state always lies on the device. A step whose memory is all on the device is one
-//! submission, waits for nothing and reads nothing back. Host gradients are uploaded; host parameters are uploaded, updated
-//! and read back within the step, which waits for the device.
+//! submission, waits for nothing and reads nothing back; or it is recorded into an encoder of the caller's:
+//! [`GpuBackend::encode_step`]. Host gradients are uploaded; host parameters are uploaded, updated and read back within the step,
+//! which waits for the device.
 //!
 //! Everything works within the limits that WebGPU promises of any device, and needs no optional feature.
 //!
@@ -16,9 +17,13 @@
 //!
 //! **One dispatch updates all tensors of a page whose parameters lie in one `wgpu::Buffer` and whose gradients, of one element
 //! type, lie in another**, wherever in these, as far as one binding reaches; however many tensors and groups there are. So it does
-//! for what comes from the host. A tensor in a buffer of its own has a dispatch of its own; memory from
-//! [`GpuBackend::arena`] has as few as there can be. A parameter whose length is not a multiple of four, in memory that is not
-//! from this backend, is kept apart as well.
+//! for what comes from the host. Memory from [`GpuBackend::arena`] has as few dispatches as there can be.
+//!
+//! Buffers with at most 64 KiB of a kind's tensors are gathered, if there are several: they are copied into one, updated there by
+//! one dispatch, and copied back. They need the usage `COPY_SRC`, of parameters `COPY_DST` too. Beyond that size copies cost what a
+//! dispatch does, so a larger tensor in a buffer of its own has a dispatch of its own. So has one without these usages, or with an odd
+//! number of 16-bit elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept
+//! apart.
 //!
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
@@ -74,13 +79,16 @@
 //! | `layout` | pieces, tiles |
 //! | `kind` | tensors of one kind: their pages of state, and memory beside it |
 //! | `buffer`, `transfer` | memory on the device, and to and from it |
+//! | `belt` | what the host says at each step, recorded among its commands |
 //! | `pipeline` | from a rule to its kernels |
 //! | `factored` | the walks of a rule with second moments by row and by column |
 //! | `offload` | state that stays on the host |
 //! | `schedule` | from memory to a list of dispatches |
+//! | `gather` | small buffers, copied into few and back |
 //! | `rows` | the same for row-sparse gradients |
 //! | `guard` | what is measured and decided before an update, and how the host learns of it |
 //! | `engine` | a step |
+//! | `timer` | how long one takes |
 //!
 //! There is no file for a rule: its kernels follow from its source, its entry function and how its memory is kept.
 //!
@@ -91,18 +99,22 @@
 //! [`GpuBackend::report_lost`] from your own handler to have it reported at once.
 #![forbid(unsafe_code)]
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use optim_core::backend::Plan;
-use optim_core::{Backend, DType, Engine, Result};
+use optim_core::{Backend, DType, Engine, Error, Grad, Optimizer, ParamMut, Result, StepReport};
 
 pub use wgpu;
 
+mod belt;
 mod buffer;
 mod device;
 mod engine;
 mod factored;
+mod gather;
 mod guard;
 mod kind;
 mod layout;
@@ -110,6 +122,7 @@ mod offload;
 mod pipeline;
 mod rows;
 mod schedule;
+mod timer;
 mod transfer;
 
 pub use buffer::{GpuBuffer, Real};
@@ -209,6 +222,17 @@ impl GpuBackend {
         self.context.counters()
     }
 
+    /// How long the last step took on the device, of all optimizers of this backend and its clones: from the end of what came before
+    /// it to the end of its last command, gathering included, but not the way of host memory to the device. `None` without
+    /// [`GpuOptions::timestamps`], and before the first step. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn last_step_time(&self) -> Result<Option<Duration>> {
+        self.context.ready()?;
+        self.context.timer.as_ref().map_or(Ok(None), |timer| timer.last(&self.context))
+    }
+
     /// Notes that the device is lost: every later call returns [`DeviceLost`](optim_core::Error::DeviceLost). For the caller's
     /// own handler of a device that was given to [`from_wgpu`](Self::from_wgpu).
     pub fn report_lost(&self, detail: impl Into<String>) {
@@ -256,8 +280,8 @@ impl GpuBackend {
 
     /// New memory for many tensors, all zero, packed into as few buffers as the device allows.
     ///
-    /// With parameters in one arena and gradients in another, a step has one dispatch for each page of state, where tensors in
-    /// buffers of their own take one each.
+    /// With parameters in one arena and gradients in another, a step has one dispatch for each page of state and copies nothing, where
+    /// tensors in buffers of their own are copied or take a dispatch each.
     ///
     /// # Errors
     /// As [`buffer`](Self::buffer).
@@ -272,6 +296,55 @@ impl GpuBackend {
     pub fn arena_of(&self, dtype: DType, lens: &[usize]) -> Result<Vec<GpuBuffer>> {
         self.context.ready()?;
         self.context.arena(dtype, lens)
+    }
+
+    /// As [`Optimizer::step`], but recorded into the caller's encoder: it submits nothing, polls nothing, waits for nothing. The
+    /// step happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
+    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it.
+    ///
+    /// Submit encoders in the order in which their steps were recorded, and before the next plain [`step`](Optimizer::step) of the
+    /// same optimizer: its state is one thing, and whatever reads it (a step, a state, a slot) sees what has been submitted.
+    /// An encoder that is dropped takes its steps with it. The optimizer's next step says so, once, with
+    /// [`StepLost`](Error::StepLost); the step after that goes on as if the lost steps had had no gradients.
+    ///
+    /// With a guard the report is [`Pending`](optim_core::Outcome::Pending). Verdicts come back with the caller's submissions and
+    /// polls, and [`try_report`](Optimizer::try_report) polls; up to 32 may be pending.
+    ///
+    /// ```no_run
+    /// # use optim_core::{Optimizer, Result};
+    /// # use optim_gpu::{GpuBackend, GpuBuffer};
+    /// # fn train(gpu: &GpuBackend, optimizer: &mut Optimizer, weight: &GpuBuffer, gradient: &GpuBuffer) -> Result<()> {
+    /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    /// // Record the passes that compute the gradient; then:
+    /// let report = gpu.encode_step(&mut encoder, optimizer, &mut [weight.into()], &[gradient.into()])?;
+    /// gpu.queue().submit([encoder.finish()]);
+    /// # assert!(report.applied());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`]: nothing has changed then, and nothing has been recorded but what sets masters and averages anew.
+    /// [`Unsupported`](Error::Unsupported) for an optimizer of another backend or device, or with offloaded state;
+    /// [`Memory`](Error::Memory) for parameters or gradients on the host; [`State`](Error::State) if the numbers of the step depend on
+    /// pending verdicts: more than 32 of them, a list of rates that ends, or a rule whose first update differs.
+    ///
+    /// An encoder of another device cannot be recognized: wgpu refuses it when it is finished.
+    pub fn encode_step(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        optimizer: &mut Optimizer,
+        params: &mut [ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) -> Result<StepReport> {
+        let backend: &dyn Any = optimizer.backend();
+        let is_ours =
+            backend.downcast_ref::<Self>().is_some_and(|backend| backend.context.shares_device_with(&self.context));
+        if !is_ours {
+            let what = format!("encoding a step of an optimizer on {}", optimizer.backend().describe());
+            return Err(Error::Unsupported { what, backend: format!("gpu ({})", self.context.describe()) });
+        }
+        optimizer.record_step(encoder, params, grads)
     }
 
     /// `len` elements of the caller's buffer, from a byte offset on; as [`GpuBuffer::from_wgpu`], but tied to this device: the

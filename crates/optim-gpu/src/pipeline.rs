@@ -211,9 +211,7 @@ impl Program {
             Stage::Work(work, ..) if work.writes_grads() => &[READ, READ, WRITE, WRITE, WRITE, UNIFORM],
             Stage::Update(..) | Stage::Work(..) => &[READ, READ, WRITE, READ, WRITE, UNIFORM],
         };
-        let apart = matches!(stage, Stage::Rows(_) | Stage::Gradients(..) | Stage::Totals);
-        let dynamic = |binding| binding == 0 && !apart;
-        (0..).zip(bound).map(|(binding, &bound)| entry(binding, bound, dynamic(binding))).collect()
+        (0..).zip(bound).map(|(binding, &bound)| entry(binding, bound)).collect()
     }
 }
 
@@ -290,7 +288,7 @@ impl Context {
         self.scoped(|| {
             let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: None,
-                entries: &[entry(0, Bound::Read, false)],
+                entries: &[entry(0, Bound::Read)],
             });
             let binding = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(4) };
             let entry = wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) };
@@ -304,7 +302,7 @@ impl Context {
     }
 }
 
-const fn entry(binding: u32, bound: Bound, has_dynamic_offset: bool) -> wgpu::BindGroupLayoutEntry {
+const fn entry(binding: u32, bound: Bound) -> wgpu::BindGroupLayoutEntry {
     let ty = match bound {
         Bound::Read => wgpu::BufferBindingType::Storage { read_only: true },
         Bound::Write => wgpu::BufferBindingType::Storage { read_only: false },
@@ -313,7 +311,7 @@ const fn entry(binding: u32, bound: Bound, has_dynamic_offset: bool) -> wgpu::Bi
     wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
         count: None,
     }
 }

@@ -99,7 +99,7 @@ impl RowGrad<'_> {
             parts.context.refuse_strangers(GRADIENT, name, values.0).err().unwrap_or(error)
         })?;
         let grid = grid(rows.len() * self.width.div_ceil(WORKGROUP as usize));
-        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid, records: false, page: None }))
+        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid, page: None }))
     }
 
     /// A piece, in order: the listed rows, and what lies between them, which has no gradient.

@@ -12,6 +12,7 @@ use optim_shaders::{Access, Format, Work};
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::gather::{Copy, Gathered};
 use crate::guard::{Elements, Measures};
 use crate::kind::{self, Kind, Own};
 use crate::layout::{Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, low, word};
@@ -103,6 +104,8 @@ pub(crate) struct Schedule {
     /// What measures gradients for a guard, and the decision if it follows from them.
     pub(crate) measures: Vec<Dispatch>,
     pub(crate) dispatches: Vec<Dispatch>,
+    /// What is gathered before them, and scattered after them.
+    pub(crate) copies: [Vec<Copy>; 2],
     job: Job,
     pairs: Vec<Pair<GpuBuffer>>,
     record_of: Vec<u32>,
@@ -115,8 +118,6 @@ pub(crate) struct Dispatch {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) bindings: wgpu::BindGroup,
     pub(crate) grid: (u32, u32),
-    /// Whether the first binding is the records, which have a dynamic offset.
-    pub(crate) records: bool,
     /// The kind and the page of state that it works on, if any.
     pub(crate) page: Option<(usize, usize)>,
 }
@@ -151,7 +152,7 @@ impl PartialSums {
 /// What an engine brings to a schedule.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts<'a> {
-    pub(crate) context: &'a Context,
+    pub(crate) context: &'a Arc<Context>,
     pub(crate) tensors: &'a [Tensor],
     pub(crate) kinds: &'a [Kind],
     /// For each tensor its kind, and which of that kind's members it is.
@@ -160,8 +161,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) accumulate: &'a Arc<Program>,
     /// 256 bytes to bind where there is nothing.
     pub(crate) nothing: &'a wgpu::Buffer,
-    /// The ring of records, and the bytes of one place in it.
-    pub(crate) records: (&'a wgpu::Buffer, u64),
+    /// The records of a step.
+    pub(crate) records: &'a wgpu::Buffer,
     /// For each tensor whether its gradient is shaped row by row.
     pub(crate) by_rows: &'a [bool],
     /// The running sums of rows that lie in two pieces.
@@ -190,6 +191,9 @@ impl Schedule {
     /// Checks the memory and makes the dispatches. Nothing that the caller can see is changed.
     pub(crate) fn new(parts: &Parts<'_>, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
+        let gathered = Gathered::new(parts, pairs)?;
+        let copies = gathered.copies(pairs, job != Job::Work(Work::Seed));
+        let (callers, pairs) = (pairs, &gathered.pairs(pairs)[..]);
         let (mut measures, mut dispatches) = (Vec::new(), Vec::new());
         for kind in 0..parts.kinds.len() {
             let members = Members { parts, kind, pairs, record_of };
@@ -217,9 +221,9 @@ impl Schedule {
             measures.extend(guard.decide(parts, control, &lens)?);
         }
         let pairs =
-            pairs.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
+            callers.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
         let (record_of, by_rows) = (record_of.to_vec(), parts.by_rows.to_vec());
-        Ok(Self { measures, dispatches, job, pairs, record_of, by_rows })
+        Ok(Self { measures, dispatches, copies, job, pairs, record_of, by_rows })
     }
 }
 
@@ -355,7 +359,7 @@ impl<'a> Members<'_, 'a> {
         let tables = parts.tables("spans", &[&spans])?;
         let bindings = [parts.records(), tables[0].binding(), sums.binding()];
         let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), records: true, page: None }))
+        Ok(Some(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(spans.len()), page: None }))
     }
 }
 
@@ -384,7 +388,7 @@ pub(crate) fn check(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<()>
     overlap(claims)
 }
 
-const PARAMETER: &str = "parameter";
+pub(crate) const PARAMETER: &str = "parameter";
 pub(crate) const GRADIENT: &str = "gradient";
 
 /// A part of a buffer, and what uses it.
@@ -695,7 +699,7 @@ impl Run<'_> {
         let bindings = parts.bind(&kernel, tensor, &bindings)?;
         let (pipeline, grid) = (kernel.pipeline, grid(entries));
         let page = program.is_none().then_some((kind, page));
-        Ok(Dispatch { pipeline, bindings, grid, records: true, page })
+        Ok(Dispatch { pipeline, bindings, grid, page })
     }
 }
 
@@ -745,7 +749,7 @@ impl Parts<'_> {
     }
 
     pub(crate) fn records(&self) -> Binding<'_> {
-        (self.records.0, 0, self.records.1)
+        (self.records, 0, self.records.size())
     }
 
     /// The words that one buffer of tables may have.

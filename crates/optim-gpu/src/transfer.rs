@@ -144,7 +144,7 @@ impl Context {
             let (sender, receiver) = mpsc::channel();
             self.scoped(|| staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result))))
                 .map_err(|error| self.lost_if_refused(error))?;
-            self.wait(submission)?;
+            self.wait(Some(submission))?;
             // Another thread that waits for this device may have taken the callback, and be about to call it.
             match receiver.recv_timeout(self.timeout) {
                 Ok(Ok(())) => {}

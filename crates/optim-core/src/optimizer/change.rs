@@ -213,6 +213,7 @@ impl Optimizer {
         self.refuse_swapped("setting masters anew")?;
         self.check_params(params)?;
         self.seeded.fill(false);
+        self.find_seeds();
         self.seed(params)?;
         self.seeded.fill(true);
         Ok(())

@@ -1,0 +1,110 @@
+//! What the host says at each step: recorded as copies among the step's commands, so that it is there when they run, whenever that
+//! is. The queue's own writes would all land before the next submission.
+//!
+//! A staging buffer comes back mapped once the commands that read it are done. It is looked for, never waited for; if none is
+//! back, another one is made.
+
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+use optim_core::Result;
+
+use crate::device::Context;
+
+/// The bytes of a staging buffer at least.
+const LEAST: u64 = 1 << 12;
+
+/// What comes of a mapping.
+pub(crate) type Mapped = Receiver<Result<(), wgpu::BufferAsyncError>>;
+
+/// Bytes for a place in a buffer.
+pub(crate) type Write<'a> = (&'a wgpu::Buffer, u64, &'a [u8]);
+
+/// Staging buffers of one engine.
+#[derive(Debug, Default)]
+pub(crate) struct Belt {
+    /// Mapped, ready to be written.
+    free: Vec<wgpu::Buffer>,
+    flying: Vec<Flight>,
+}
+
+/// A staging buffer that commands read.
+#[derive(Debug)]
+struct Flight {
+    buffer: wgpu::Buffer,
+    mapped: Mapped,
+    recorded: Option<Recorded>,
+}
+
+/// A step of which only the caller knows when it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Recorded {
+    /// For each tensor whether master and average are set by it.
+    pub(crate) seeds: Vec<bool>,
+    /// Whether its verdict tells if it is lost.
+    pub(crate) guarded: bool,
+}
+
+impl Belt {
+    /// Takes back what is done. Recorded steps whose commands were dropped are told, each once.
+    pub(crate) fn recover(&mut self, context: &Context, mut lost: impl FnMut(Recorded)) -> Result<()> {
+        let mut failed = None;
+        let free = &mut self.free;
+        self.flying.retain_mut(|flight| {
+            match flight.mapped.try_recv() {
+                Ok(Ok(())) => free.push(flight.buffer.clone()),
+                Ok(Err(error)) => failed = Some(error),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => flight.recorded.take().into_iter().for_each(&mut lost),
+            }
+            false
+        });
+        failed.map_or(Ok(()), |error| Err(context.find_lost(error)))
+    }
+
+    /// Records the copies of values to their places.
+    pub(crate) fn write(
+        &mut self,
+        context: &Context,
+        encoder: &mut wgpu::CommandEncoder,
+        writes: &[Write<'_>],
+        recorded: Option<Recorded>,
+    ) -> Result<()> {
+        let size = writes.iter().map(|(_, _, bytes)| bytes.len() as u64).sum();
+        let staging = self.staging(context, size)?;
+        context.write_mapped(&staging, |view| {
+            let mut start = 0;
+            for (_, _, bytes) in writes {
+                view.slice(start..start + bytes.len()).copy_from_slice(bytes);
+                start += bytes.len();
+            }
+        })?;
+        let mut start = 0;
+        for &(buffer, offset, bytes) in writes {
+            let size = bytes.len() as u64;
+            encoder.copy_buffer_to_buffer(&staging, start, buffer, offset, size);
+            start += size;
+        }
+        let mapped = map_on_submit(encoder, &staging, wgpu::MapMode::Write);
+        self.flying.push(Flight { buffer: staging, mapped, recorded });
+        Ok(())
+    }
+
+    /// A mapped buffer of so many bytes or more.
+    fn staging(&mut self, context: &Context, size: u64) -> Result<wgpu::Buffer> {
+        if let Some(index) = self.free.iter().position(|buffer| buffer.size() >= size) {
+            return Ok(self.free.swap_remove(index));
+        }
+        // What a step needs seldom grows, and does not shrink.
+        self.free.clear();
+        let most = (context.limits.max_buffer_size / 4 * 4).max(size);
+        let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+        context.create_buffer("step, up", size.next_power_of_two().max(LEAST).min(most), usage, true)
+    }
+}
+
+/// Has a buffer mapped once the commands are done. If they are dropped, so is the sender.
+pub(crate) fn map_on_submit(encoder: &wgpu::CommandEncoder, buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Mapped {
+    let (sender, mapped) = channel();
+    encoder.map_buffer_on_submit(buffer, mode, .., move |result| drop(sender.send(result)));
+    mapped
+}
