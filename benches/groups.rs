@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use optimizers::{Adam, CpuBackend, Error, GpuBackend, Grad, IntoBackend, Optimizer, ParamGroup, ParamMut, Parameter};
 
-use crate::{ROUNDS, check, elements, enough, middle, seconds};
+use crate::cases::extents;
+use crate::timing::{ROUNDS, enough, middle, seconds};
 
 const CASE: &str = "groups465";
 const TENSORS: &str = include_str!("cases/groups465.txt");
@@ -15,7 +16,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool) {
     if places.iter().all(|(_, wanted)| !wanted) {
         return;
     }
-    let lens: Vec<usize> = TENSORS.lines().map(elements).collect();
+    let lens: Vec<usize> = TENSORS.lines().map(|shape| extents(shape).iter().product()).collect();
     println!(
         "{:<13} {:<19} {:>7} {:>12} {:>9} {:>8} {:>14} {:>10}",
         "case", "rule", "threads", "ns/param", "in groups", "ratio", "us apart", "dispatches"
@@ -86,6 +87,14 @@ fn on_gpu(lens: &[usize]) -> optimizers::Result<()> {
     print(lens, "gpu", times, &one.to_string());
     println!("{}", gpu.adapter_info().name);
     Ok(())
+}
+
+/// A step must do something before it is worth timing: every element walks against its gradient.
+fn check(optimizer: &mut Optimizer, params: &mut [Vec<f32>], grads: &[Vec<f32>]) {
+    let grads: Vec<Grad<'_>> = grads.iter().map(Into::into).collect();
+    let mut memory: Vec<ParamMut<'_>> = params.iter_mut().map(Into::into).collect();
+    assert!(optimizer.step(&mut memory, &grads).expect("a step").applied(), "the step is applied");
+    assert!(params.iter().flatten().all(|&p| p < 1.0), "every element moved against its gradient");
 }
 
 /// One with one group, and one with a group for each tensor.

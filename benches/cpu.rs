@@ -1,0 +1,175 @@
+//! Steps on the CPU, beside the limit over the same memory.
+
+use std::sync::Arc;
+
+use optim_cpu::CpuEngine;
+use optimizers::rule::Slot;
+use optimizers::{Builder, CpuBackend, DType, Master, StateDType};
+use rayon::ThreadPool;
+
+use crate::cases::{Case, Setting, dtype_name, state_name};
+use crate::check::{MAX_NORM, check};
+use crate::engine::Open;
+use crate::limit::Traffic;
+use crate::memory::Tensors;
+use crate::table::{Output, Row};
+use crate::timing::{ROUNDS, enough, middle, ratio, seconds};
+
+/// The magnitudes of parameters and gradients.
+const SCALES: [f32; 2] = [1.0, 0.01];
+
+/// Below this many elements the limit is looked for with one thread, too: handing work over may cost more than it saves.
+const SMALL: usize = 1 << 20;
+
+/// Parameters and gradients of one case and element type, which all its rows use.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    dtype: DType,
+    params: Tensors,
+    grads: Tensors,
+}
+
+impl Memory {
+    fn new(dtype: DType, lens: &[usize]) -> Self {
+        let [params, grads] = SCALES.map(|scale| Tensors::new(dtype, lens, scale));
+        Self { dtype, params, grads }
+    }
+}
+
+/// Measures rows of a case.
+pub(crate) fn run(case: &Case, settings: &[Setting], output: Output) {
+    let mut memory = None;
+    for setting in settings {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(setting.threads).build().expect("threads start");
+        let pool = Arc::new(pool);
+        // What another type needs is given back first.
+        memory = memory.filter(|memory: &Memory| memory.dtype == setting.dtype);
+        let row = pool.install(|| {
+            let memory = memory.get_or_insert_with(|| Memory::new(setting.dtype, &case.lens()));
+            measure(case, setting, &pool, memory)
+        });
+        output.row(&row);
+    }
+}
+
+fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut Memory) -> Row {
+    let lens = case.lens();
+    let (backend, engine) = Open::new(CpuBackend::with_pool(Arc::clone(pool)));
+    let mut builder =
+        Builder::new(setting.rule.clone()).params(case.parameters(setting.dtype)).state_dtype(setting.state);
+    if setting.dtype == DType::Bf16 {
+        builder = builder.master(Master::Split);
+    }
+    if setting.clip {
+        builder = builder.clip_norm(MAX_NORM);
+    }
+    let mut optimizer = builder.build(backend).expect("a valid optimizer");
+    let engine = engine.get().expect("an engine was made");
+
+    memory.params.refill(SCALES[0]);
+    check(case, setting, &mut optimizer, &mut memory.params, &memory.grads);
+    let mut wide = (!setting.is_plain()).then(|| Wide::new(case, setting));
+
+    let parallel = setting.threads > 1;
+    let mut forms = vec![parallel];
+    if parallel && case.elements() < SMALL {
+        forms.push(false);
+    }
+    let (mut calls, mut bytes) = ([1; 3], 0);
+    let mut times: [Vec<f64>; 3] = Default::default();
+    // The first round finds out how many calls fill one.
+    for round in 0..=ROUNDS + 1 {
+        let mut timed = |nth: usize, call: &mut dyn FnMut()| {
+            let mut call = |calls: u32| (0..calls).for_each(|_| call());
+            if round == 0 {
+                calls[nth] = enough(call);
+            } else {
+                times[nth].push(seconds(calls[nth], &mut call));
+            }
+        };
+        {
+            let mut locked = engine.lock();
+            let (params, grads) = (memory.params.bytes_mut(), memory.grads.bytes());
+            let mut traffic = Traffic::new(&lens, params, grads, locked.state_mut(), setting.clip);
+            bytes = traffic.bytes();
+            if round == 0 && forms.len() > 1 {
+                forms = vec![faster(&mut traffic)];
+            }
+            timed(0, &mut || traffic.run(forms[0]));
+        }
+        if let Some(wide) = &mut wide {
+            let mut locked = engine.lock();
+            let mut traffic = wide.traffic(&lens, memory, &mut locked);
+            timed(1, &mut || traffic.run(forms[0]));
+        }
+        if round <= ROUNDS {
+            let (mut params, grads) = (memory.params.params(), memory.grads.grads());
+            timed(2, &mut || assert!(optimizer.step(&mut params, &grads).expect("a step").applied(), "applied"));
+        }
+    }
+
+    let [limits, wide_limits, steps] = times;
+    let (time, elements) = (middle(steps.clone()), case.elements() as f64);
+    let ratio_to_limit = ratio(&steps, &limits);
+    Row {
+        backend: "cpu".into(),
+        rule: setting.rule_name(),
+        case: case.name.into(),
+        threads: setting.threads,
+        dtype: dtype_name(setting.dtype).into(),
+        state: state_name(setting.state).into(),
+        clip: setting.clip,
+        us_per_step: time * 1e6,
+        ns_per_param: time * 1e9 / elements,
+        gbps: bytes as f64 / time / 1e9,
+        bytes_per_param: bytes as f64 / elements,
+        limit_us: Some(middle(limits.clone()) * 1e6),
+        ratio_to_limit: Some(ratio_to_limit),
+        ratio_to_f32: Some(if wide.is_some() { ratio(&steps, &wide_limits) } else { ratio_to_limit }),
+    }
+}
+
+/// Whether the limit is lower with all threads than with one.
+fn faster(traffic: &mut Traffic<'_>) -> bool {
+    let [alone, together] = [false, true].map(|parallel| {
+        let mut call = |calls: u32| (0..calls).for_each(|_| traffic.run(parallel));
+        let calls = enough(&mut call);
+        middle((0..ROUNDS).map(|_| seconds(calls, &mut call)))
+    });
+    together < alone
+}
+
+/// What the rule would move if all numbers were `f32`: arrays in place of those that are not.
+#[derive(Debug)]
+struct Wide {
+    memory: Option<Memory>,
+    /// Of each slot.
+    state: Option<Vec<Tensors>>,
+}
+
+impl Wide {
+    fn new(case: &Case, setting: &Setting) -> Self {
+        let memory = (setting.dtype != DType::F32).then(|| Memory::new(DType::F32, &case.lens()));
+        let state = (memory.is_some() || setting.state != StateDType::F32).then(|| {
+            let slots = setting.rule.spec().slots().into_iter();
+            let lens = |slot: Slot| case.shapes.iter().map(|shape| slot.shape.len(shape)).collect::<Vec<_>>();
+            slots.map(|slot| Tensors::new(DType::F32, &lens(slot), SCALES[1])).collect()
+        });
+        Self { memory, state }
+    }
+
+    fn traffic<'a>(&'a mut self, lens: &[usize], memory: &'a mut Memory, engine: &'a mut CpuEngine) -> Traffic<'a> {
+        let Memory { params, grads, .. } = self.memory.as_mut().unwrap_or(memory);
+        let state = match &mut self.state {
+            None => engine.state_mut(),
+            Some(slots) => {
+                let mut state: Vec<_> = lens.iter().map(|_| Vec::new()).collect();
+                for slot in slots {
+                    state.iter_mut().zip(slot.bytes_mut()).for_each(|(arrays, array)| arrays.push(array));
+                }
+                state
+            }
+        };
+        Traffic::new(lens, params.bytes_mut(), grads.bytes(), state, false)
+    }
+}
