@@ -30,6 +30,11 @@ impl Case {
         CASES.map(|(name, shapes)| Self { name, shapes: shapes.lines().map(extents).collect() }).into()
     }
 
+    /// One tensor with as many elements.
+    pub(crate) fn in_one(&self, name: &'static str) -> Self {
+        Self { name, shapes: vec![vec![self.elements()]] }
+    }
+
     /// The elements of each tensor.
     pub(crate) fn lens(&self) -> Vec<usize> {
         self.shapes.iter().map(|shape| shape.iter().product()).collect()
@@ -88,10 +93,10 @@ impl Setting {
     }
 
     /// The words by which a row is chosen.
-    pub(crate) fn label(&self, case: &str) -> String {
+    pub(crate) fn label(&self, backend: &str, case: &str) -> String {
         let (dtype, state) = (dtype_name(self.dtype), state_name(self.state));
         let clip = if self.clip { "clip" } else { "no_clip" };
-        format!("cpu {case} {} {} {dtype} {state}-state {clip}", self.rule_name(), self.threads)
+        format!("{backend} {case} {} {} {dtype} {state}-state {clip}", self.rule_name(), self.threads)
     }
 
     /// Whether all numbers are `f32` and nothing is read twice.
@@ -130,8 +135,8 @@ pub(crate) fn settings(case: &str, every: bool) -> Vec<Setting> {
                 for clip in [false, true] {
                     for threads in THREADS {
                         let setting = Setting { rule: rule.clone(), threads, dtype, state, clip };
-                        let label = setting.label(case);
-                        let known = settings.iter().any(|setting| setting.label(case) == label);
+                        let label = setting.label("cpu", case);
+                        let known = settings.iter().any(|setting| setting.label("cpu", case) == label);
                         let narrow = rule.spec().slots().iter().any(|slot| slot.narrow.is_some());
                         if !known && (state == StateDType::F32 || narrow) && (every || matters(case, &setting)) {
                             settings.push(setting);

@@ -7,16 +7,13 @@ use optimizers::rule::Slot;
 use optimizers::{Builder, CpuBackend, DType, Master, StateDType};
 use rayon::ThreadPool;
 
-use crate::cases::{Case, Setting, dtype_name, state_name};
-use crate::check::{MAX_NORM, check};
+use crate::cases::{Case, Setting};
+use crate::check::{MAX_NORM, Sample, check};
 use crate::engine::Open;
 use crate::limit::Traffic;
-use crate::memory::Tensors;
+use crate::memory::{SCALES, Tensors};
 use crate::table::{Output, Row};
 use crate::timing::{ROUNDS, enough, middle, ratio, seconds};
-
-/// The magnitudes of parameters and gradients.
-const SCALES: [f32; 2] = [1.0, 0.01];
 
 /// Below this many elements the limit is looked for with one thread, too: handing work over may cost more than it saves.
 const SMALL: usize = 1 << 20;
@@ -67,7 +64,13 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
     let engine = engine.get().expect("an engine was made");
 
     memory.params.refill(SCALES[0]);
-    check(case, setting, &mut optimizer, &mut memory.params, &memory.grads);
+    let sample = Sample::new(case, setting);
+    let (start, grads, norm) = (memory.params.at(&sample.places), memory.grads.at(&sample.places), memory.grads.norm());
+    check(&setting.label("cpu", case.name), setting, &sample, start, &grads, norm, || {
+        let report = optimizer.step(&mut memory.params.params(), &memory.grads.grads()).expect("a step");
+        assert!(report.applied(), "the step is applied");
+        memory.params.at(&sample.places)
+    });
     let mut wide = (!setting.is_plain()).then(|| Wide::new(case, setting));
 
     let parallel = setting.threads > 1;
@@ -109,23 +112,13 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
     }
 
     let [limits, wide_limits, steps] = times;
-    let (time, elements) = (middle(steps.clone()), case.elements() as f64);
-    let ratio_to_limit = ratio(&steps, &limits);
+    let over = ratio(&steps, &limits);
+    let over_f32 = if wide.is_some() { ratio(&steps, &wide_limits) } else { over };
     Row {
-        backend: "cpu".into(),
-        rule: setting.rule_name(),
-        case: case.name.into(),
-        threads: setting.threads,
-        dtype: dtype_name(setting.dtype).into(),
-        state: state_name(setting.state).into(),
-        clip: setting.clip,
-        us_per_step: time * 1e6,
-        ns_per_param: time * 1e9 / elements,
-        gbps: bytes as f64 / time / 1e9,
-        bytes_per_param: bytes as f64 / elements,
-        limit_us: Some(middle(limits.clone()) * 1e6),
-        ratio_to_limit: Some(ratio_to_limit),
-        ratio_to_f32: Some(if wide.is_some() { ratio(&steps, &wide_limits) } else { ratio_to_limit }),
+        limit_us: Some(middle(limits) * 1e6),
+        ratio_to_limit: Some(over),
+        ratio_to_f32: Some(over_f32),
+        ..Row::new("cpu", setting, case, middle(steps), bytes)
     }
 }
 

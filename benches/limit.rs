@@ -16,7 +16,7 @@ use rayon::prelude::*;
 const STRETCH: usize = 1 << 14;
 
 /// Elements that are worked on at a time where arrays have elements of different sizes.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 256;
 
 /// The most arrays that a step writes: parameters, four slots and their scales, the master.
 const ARRAYS: usize = 10;

@@ -4,6 +4,7 @@ mod cases;
 mod check;
 mod cpu;
 mod engine;
+mod gpu;
 mod groups;
 mod limit;
 mod memory;
@@ -23,9 +24,12 @@ fn main() {
         return groups::run(wanted);
     }
     output.head();
+    if filters.iter().any(|filter| filter.starts_with("gpu")) {
+        return gpu::run(wanted, output);
+    }
     for case in Case::all() {
         let mut settings = settings(case.name, !every.is_empty());
-        settings.retain(|setting| wanted(&setting.label(case.name)));
+        settings.retain(|setting| wanted(&setting.label("cpu", case.name)));
         cpu::run(&case, &settings, output);
     }
 }

@@ -4,6 +4,9 @@ use half::{bf16, f16};
 use optimizers::{DType, Grad, ParamMut};
 use rayon::prelude::*;
 
+/// The magnitudes of parameters and gradients.
+pub(crate) const SCALES: [f32; 2] = [1.0, 0.01];
+
 /// The least elements that a thread fills at a time.
 const GRAIN: usize = 1 << 14;
 
@@ -60,17 +63,20 @@ impl Tensors {
         each!(self, list => list.iter_mut().map(|tensor| bytemuck::cast_slice_mut(tensor)).collect())
     }
 
-    /// An element of a tensor.
-    pub(crate) fn at(&self, tensor: usize, element: usize) -> f64 {
-        each!(self, list => f64::from(list[tensor][element]))
+    /// These elements of these tensors.
+    pub(crate) fn at(&self, places: &[(usize, usize)]) -> Vec<f64> {
+        each!(self, list => places.iter().map(|&(tensor, element)| f64::from(list[tensor][element])).collect())
     }
 
-    /// The sum of the squares of all elements.
-    pub(crate) fn square(&self) -> f64 {
-        each!(self, list => list.par_iter().map(|tensor| {
-            tensor.par_iter().with_min_len(GRAIN).map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
-        }).sum())
+    /// The norm over all elements.
+    pub(crate) fn norm(&self) -> f64 {
+        each!(self, list => list.par_iter().map(|tensor| square(tensor)).sum::<f64>().sqrt())
     }
+}
+
+fn square<T: Copy + Into<f64> + Sync>(tensor: &[T]) -> f64 {
+    let square = |&x: &T| x.into() * x.into();
+    tensor.par_iter().with_min_len(GRAIN).map(square).sum()
 }
 
 fn filled<T: Send>(lens: &[usize], value: impl Fn(usize, usize) -> T + Sync) -> Vec<Vec<T>> {

@@ -2,11 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cases::{Case, Setting, dtype_name, state_name};
+
 /// One row.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
     /// `cpu`, `gpu`, or whose optimizer else it is.
     pub(crate) backend: String,
+    /// Which of its ways to step, if it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) form: Option<String>,
     pub(crate) rule: String,
     pub(crate) case: String,
     /// 0 on the GPU.
@@ -23,6 +28,30 @@ pub(crate) struct Row {
     pub(crate) limit_us: Option<f64>,
     pub(crate) ratio_to_limit: Option<f64>,
     pub(crate) ratio_to_f32: Option<f64>,
+}
+
+impl Row {
+    /// Without a limit. `time`: seconds of a step; `bytes`: that it moves.
+    pub(crate) fn new(backend: &str, setting: &Setting, case: &Case, time: f64, bytes: usize) -> Self {
+        let elements = case.elements() as f64;
+        Self {
+            backend: backend.into(),
+            form: None,
+            rule: setting.rule_name(),
+            case: case.name.into(),
+            threads: setting.threads,
+            dtype: dtype_name(setting.dtype).into(),
+            state: state_name(setting.state).into(),
+            clip: setting.clip,
+            us_per_step: time * 1e6,
+            ns_per_param: time * 1e9 / elements,
+            gbps: bytes as f64 / time / 1e9,
+            bytes_per_param: bytes as f64 / elements,
+            limit_us: None,
+            ratio_to_limit: None,
+            ratio_to_f32: None,
+        }
+    }
 }
 
 /// Where rows go.
