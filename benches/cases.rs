@@ -16,7 +16,7 @@ const CASES: [(&str, &str); 5] = [
 const USUAL: [&str; 4] = ["sgd", "momentum", "adam", "adamw"];
 
 /// Numbers of threads.
-const THREADS: [usize; 2] = [1, 2];
+pub(crate) const THREADS: [usize; 2] = [1, 2];
 
 /// A list of tensors.
 #[derive(Debug, Clone)]

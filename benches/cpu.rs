@@ -13,10 +13,15 @@ use crate::engine::Open;
 use crate::limit::Traffic;
 use crate::memory::{SCALES, Tensors};
 use crate::table::{Output, Row};
-use crate::timing::{ROUNDS, enough, middle, ratio, seconds};
+use crate::timing::{ROUNDS, enough, middle, ratio, rounds, seconds};
 
 /// Below this many elements the limit is looked for with one thread, too: handing work over may cost more than it saves.
 const SMALL: usize = 1 << 20;
+
+/// What takes turns: the limit over the step's own memory, that of the same rule in `f32`, the step.
+const LIMIT: usize = 0;
+const WIDE: usize = 1;
+const STEP: usize = 2;
 
 /// Parameters and gradients of one case and element type, which all its rows use.
 #[derive(Debug)]
@@ -60,8 +65,11 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
     if setting.clip {
         builder = builder.clip_norm(MAX_NORM);
     }
+    let bytes = builder.estimate().expect("a valid optimizer").bytes();
     let mut optimizer = builder.build(backend).expect("a valid optimizer");
     let engine = engine.get().expect("an engine was made");
+    let at_hand: usize = engine.lock().state_mut().iter().flatten().map(|array| array.len()).sum();
+    assert_eq!(at_hand, bytes, "the limit walks over the whole state");
 
     memory.params.refill(SCALES[0]);
     let sample = Sample::new(case, setting);
@@ -73,47 +81,56 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
     });
     let mut wide = (!setting.is_plain()).then(|| Wide::new(case, setting));
 
-    let parallel = setting.threads > 1;
-    let mut forms = vec![parallel];
+    let mut parallel = setting.threads > 1;
     if parallel && case.elements() < SMALL {
-        forms.push(false);
+        let mut locked = engine.lock();
+        let (params, grads) = (memory.params.bytes_mut(), memory.grads.bytes());
+        parallel = faster(&mut Traffic::new(&lens, params, grads, locked.state_mut(), setting.clip));
     }
-    let (mut calls, mut bytes) = ([1; 3], 0);
-    let mut times: [Vec<f64>; 3] = Default::default();
-    // The first round finds out how many calls fill one.
-    for round in 0..=ROUNDS + 1 {
-        let mut timed = |nth: usize, call: &mut dyn FnMut()| {
-            let mut call = |calls: u32| (0..calls).for_each(|_| call());
-            if round == 0 {
-                calls[nth] = enough(call);
-            } else {
-                times[nth].push(seconds(calls[nth], &mut call));
-            }
-        };
-        {
+    let mut bytes = 0;
+    let mut turn = |thing: usize, clock: &mut dyn FnMut(&mut dyn FnMut(u32)) -> f64| match (thing, &mut wide) {
+        (STEP, _) => {
+            let (mut params, grads) = (memory.params.params(), memory.grads.grads());
+            let mut step = || assert!(optimizer.step(&mut params, &grads).expect("a step").applied(), "applied");
+            clock(&mut |calls| (0..calls).for_each(|_| step()))
+        }
+        (WIDE, Some(wide)) => {
+            let mut locked = engine.lock();
+            let mut traffic = wide.traffic(&lens, memory, &mut locked);
+            clock(&mut |calls| (0..calls).for_each(|_| traffic.run(parallel)))
+        }
+        _ => {
             let mut locked = engine.lock();
             let (params, grads) = (memory.params.bytes_mut(), memory.grads.bytes());
             let mut traffic = Traffic::new(&lens, params, grads, locked.state_mut(), setting.clip);
             bytes = traffic.bytes();
-            if round == 0 && forms.len() > 1 {
-                forms = vec![faster(&mut traffic)];
-            }
-            timed(0, &mut || traffic.run(forms[0]));
+            clock(&mut |calls| (0..calls).for_each(|_| traffic.run(parallel)))
         }
-        if let Some(wide) = &mut wide {
-            let mut locked = engine.lock();
-            let mut traffic = wide.traffic(&lens, memory, &mut locked);
-            timed(1, &mut || traffic.run(forms[0]));
+    };
+
+    let around = if setting.is_plain() { LIMIT..WIDE } else { LIMIT..STEP };
+    let things = || around.clone().chain([STEP]);
+    let (mut calls, mut times) = ([1; 3], [const { Vec::new() }; 3]);
+    let mut round = 0.0;
+    for thing in things() {
+        round += turn(thing, &mut |run| {
+            let seconds;
+            (calls[thing], seconds) = enough(run);
+            seconds
+        });
+    }
+    for _ in 0..rounds(round) {
+        for thing in things() {
+            times[thing].push(turn(thing, &mut |round| seconds(calls[thing], round)));
         }
-        if round <= ROUNDS {
-            let (mut params, grads) = (memory.params.params(), memory.grads.grads());
-            timed(2, &mut || assert!(optimizer.step(&mut params, &grads).expect("a step").applied(), "applied"));
-        }
+    }
+    for thing in around.clone() {
+        times[thing].push(turn(thing, &mut |round| seconds(calls[thing], round)));
     }
 
     let [limits, wide_limits, steps] = times;
     let over = ratio(&steps, &limits);
-    let over_f32 = if wide.is_some() { ratio(&steps, &wide_limits) } else { over };
+    let over_f32 = if setting.is_plain() { over } else { ratio(&steps, &wide_limits) };
     Row {
         limit_us: Some(middle(limits) * 1e6),
         ratio_to_limit: Some(over),
@@ -126,7 +143,7 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
 fn faster(traffic: &mut Traffic<'_>) -> bool {
     let [alone, together] = [false, true].map(|parallel| {
         let mut call = |calls: u32| (0..calls).for_each(|_| traffic.run(parallel));
-        let calls = enough(&mut call);
+        let (calls, _) = enough(&mut call);
         middle((0..ROUNDS).map(|_| seconds(calls, &mut call)))
     });
     together < alone

@@ -7,7 +7,7 @@ use crate::cases::{Case, Setting};
 use crate::check::{Sample, check};
 use crate::memory::{SCALES, Tensors};
 use crate::table::{Output, Row};
-use crate::timing::{ROUNDS, enough, middle, ratio, seconds};
+use crate::timing::{enough, middle, ratio, rounds, seconds};
 
 const RULES: [&str; 3] = ["sgd", "momentum", "adam"];
 
@@ -94,13 +94,13 @@ fn measure(gpu: &GpuBackend, case: &Case, setting: &Setting, label: &str) -> opt
         (0..calls).for_each(|_| step());
         wait();
     };
-    let calls = [enough(&mut limits), enough(&mut steps)];
+    let [(few, short), (many, long)] = [enough(&mut limits), enough(&mut steps)];
     let (mut around, mut times) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        around.push(seconds(calls[0], &mut limits));
-        times.push(seconds(calls[1], &mut steps));
+    for _ in 0..rounds(short + long) {
+        around.push(seconds(few, &mut limits));
+        times.push(seconds(many, &mut steps));
     }
-    around.push(seconds(calls[0], &mut limits));
+    around.push(seconds(few, &mut limits));
 
     let over = ratio(&times, &around);
     let row = Row::new("gpu", setting, case, middle(times), case.elements() * (12 + 8 * slots));

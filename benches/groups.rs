@@ -110,7 +110,7 @@ fn optimizers<B: IntoBackend + Clone>(lens: &[usize], backend: &B) -> optimizers
 
 /// Seconds of a call of each: medians over rounds in turn, so that what else the machine does meets both.
 fn compare(optimizers: &mut [Optimizer; 2], mut round: impl FnMut(&mut Optimizer, u32)) -> [f64; 2] {
-    let calls = enough(|calls| round(&mut optimizers[0], calls));
+    let (calls, _) = enough(|calls| round(&mut optimizers[0], calls));
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..3 * ROUNDS {
         for (optimizer, times) in optimizers.iter_mut().zip(&mut times) {

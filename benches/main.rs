@@ -1,6 +1,9 @@
 //! What a step costs, as a ratio to the memory limit, and whether groups cost anything. `README.md` says what each figure means.
 
+#[cfg(feature = "candle")]
+mod candle;
 mod cases;
+mod chart;
 mod check;
 mod cpu;
 mod engine;
@@ -20,12 +23,21 @@ fn main() {
     let (every, filters): (Vec<_>, Vec<_>) = words.iter().partition(|word| *word == "all");
     let wanted = |label: &str| filters.iter().all(|filter| label.contains(filter.as_str()));
 
+    if let [word, file] = &*words
+        && word == "chart"
+    {
+        return chart::run(file.as_ref());
+    }
     if filters.iter().any(|filter| filter.starts_with("groups")) {
         return groups::run(wanted);
     }
     output.head();
     if filters.iter().any(|filter| filter.starts_with("gpu")) {
         return gpu::run(wanted, output);
+    }
+    #[cfg(feature = "candle")]
+    if filters.iter().any(|filter| filter.starts_with("candle")) {
+        return candle::run(wanted, output);
     }
     for case in Case::all() {
         let mut settings = settings(case.name, !every.is_empty());

@@ -5,16 +5,25 @@ use std::time::{Duration, Instant};
 /// Timed rounds of a measurement; medians count.
 pub(crate) const ROUNDS: usize = 9;
 
+/// The fewest rounds of something slow, and the seconds that more of them may take.
+const FEW: usize = 3;
+const PATIENCE: f64 = 5.0;
+
 /// The least duration of one round of one thing.
 const ROUND: Duration = Duration::from_millis(40);
 
-/// How many calls fill a round.
-pub(crate) fn enough(mut round: impl FnMut(u32)) -> u32 {
+/// How many rounds there are of what takes so many seconds a round.
+pub(crate) fn rounds(seconds: f64) -> usize {
+    (FEW..ROUNDS).rev().find(|&rounds| rounds as f64 * seconds < PATIENCE).map_or(FEW, |rounds| rounds + 1)
+}
+
+/// How many calls fill a round, and the seconds that they take.
+pub(crate) fn enough(mut round: impl FnMut(u32)) -> (u32, f64) {
     round(1);
-    let calls = ROUND.as_secs_f64() / seconds(1, &mut round).max(1e-9);
+    let time = seconds(1, &mut round).max(1e-9);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-    let calls = calls.ceil().clamp(1.0, 1e5) as u32;
-    calls
+    let calls = (ROUND.as_secs_f64() / time).ceil().clamp(1.0, 1e5) as u32;
+    (calls, f64::from(calls) * time)
 }
 
 /// Seconds of each of so many calls, together a round.
