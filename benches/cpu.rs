@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use optim_cpu::CpuEngine;
 use optimizers::rule::Slot;
-use optimizers::{Builder, CpuBackend, DType, Master, StateDType};
+use optimizers::{Builder, CpuBackend, DType, Master, Optimizer, StateDType};
 use rayon::ThreadPool;
 
 use crate::cases::{Case, Setting};
 use crate::check::{MAX_NORM, Sample, check};
-use crate::engine::Open;
+use crate::engine::{Open, Shared};
 use crate::limit::Traffic;
 use crate::memory::{SCALES, Tensors};
 use crate::table::{Output, Row};
@@ -22,6 +22,9 @@ const SMALL: usize = 1 << 20;
 const LIMIT: usize = 0;
 const WIDE: usize = 1;
 const STEP: usize = 2;
+
+/// What times so many calls of something.
+type Clock<'a> = dyn FnMut(&mut dyn FnMut(u32)) -> f64 + 'a;
 
 /// Parameters and gradients of one case and element type, which all its rows use.
 #[derive(Debug)]
@@ -56,20 +59,7 @@ pub(crate) fn run(case: &Case, settings: &[Setting], output: Output) {
 
 fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut Memory) -> Row {
     let lens = case.lens();
-    let (backend, engine) = Open::new(CpuBackend::with_pool(Arc::clone(pool)));
-    let mut builder =
-        Builder::new(setting.rule.clone()).params(case.parameters(setting.dtype)).state_dtype(setting.state);
-    if setting.dtype == DType::Bf16 {
-        builder = builder.master(Master::Split);
-    }
-    if setting.clip {
-        builder = builder.clip_norm(MAX_NORM);
-    }
-    let bytes = builder.estimate().expect("a valid optimizer").bytes();
-    let mut optimizer = builder.build(backend).expect("a valid optimizer");
-    let engine = engine.get().expect("an engine was made");
-    let at_hand: usize = engine.lock().state_mut().iter().flatten().map(|array| array.len()).sum();
-    assert_eq!(at_hand, bytes, "the limit walks over the whole state");
+    let (mut optimizer, engine) = build(case, setting, pool);
 
     memory.params.refill(SCALES[0]);
     let sample = Sample::new(case, setting);
@@ -88,7 +78,7 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
         parallel = faster(&mut Traffic::new(&lens, params, grads, locked.state_mut(), setting.clip));
     }
     let mut bytes = 0;
-    let mut turn = |thing: usize, clock: &mut dyn FnMut(&mut dyn FnMut(u32)) -> f64| match (thing, &mut wide) {
+    let mut turn = |thing: usize, clock: &mut Clock<'_>| match (thing, &mut wide) {
         (STEP, _) => {
             let (mut params, grads) = (memory.params.params(), memory.grads.grads());
             let mut step = || assert!(optimizer.step(&mut params, &grads).expect("a step").applied(), "applied");
@@ -137,6 +127,25 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
         ratio_to_f32: Some(over_f32),
         ..Row::new("cpu", setting, case, middle(steps), bytes)
     }
+}
+
+/// An optimizer, and its engine.
+fn build(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>) -> (Optimizer, Shared) {
+    let (backend, engine) = Open::new(CpuBackend::with_pool(Arc::clone(pool)));
+    let mut builder =
+        Builder::new(setting.rule.clone()).params(case.parameters(setting.dtype)).state_dtype(setting.state);
+    if setting.dtype == DType::Bf16 {
+        builder = builder.master(Master::Split);
+    }
+    if setting.clip {
+        builder = builder.clip_norm(MAX_NORM);
+    }
+    let expected = builder.estimate().expect("a valid optimizer").bytes();
+    let optimizer = builder.build(backend).expect("a valid optimizer");
+    let engine = engine.get().expect("an engine was made").clone();
+    let bytes: usize = engine.lock().state_mut().iter().flatten().map(|array| array.len()).sum();
+    assert_eq!(bytes, expected, "the limit walks over the whole state");
+    (optimizer, engine)
 }
 
 /// Whether the limit is lower with all threads than with one.
