@@ -24,6 +24,7 @@ import torch
 CASES = pathlib.Path(__file__).parent.parent / "cases"
 ROUNDS = 9
 ROUND = 0.04  # seconds, at least
+FEW, PATIENCE = 3, 5.0  # the fewest rounds of something slow, and the seconds that more of them may take
 LARGE = 1 << 24  # elements
 
 # The library's name: PyTorch's optimizer, and the state arrays that a step reads and writes.
@@ -115,7 +116,8 @@ def measure(case, rule, form, clip, threads, device):
     for call in both:
         seconds(1, call, wait)
     calls = [max(1, math.ceil(ROUND / max(seconds(1, call, wait), 1e-9))) for call in both]
-    for _ in range(ROUNDS):
+    round_time = sum(count * seconds(1, call, wait) for count, call in zip(calls, both))
+    for _ in range(max(FEW, min(ROUNDS, int(PATIENCE / round_time)))):
         for nth, call in enumerate(both):
             times[nth].append(seconds(calls[nth], call, wait))
     times[0].append(seconds(calls[0], limit, wait))
@@ -154,6 +156,8 @@ def main():
     parser.add_argument("--clip", nargs="+", choices=["no", "yes"], default=["no"])
     parser.add_argument("--cuda", action="store_true", help="on the GPU; threads do not count")
     args = parser.parse_args()
+    if args.cuda and not torch.cuda.is_available():
+        parser.error("PyTorch sees no CUDA device")
     device, threads = ("cuda", [0]) if args.cuda else ("cpu", args.threads)
     for case in args.case:
         for rule in args.rule:
