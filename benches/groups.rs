@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use optimizers::{Adam, CpuBackend, Error, GpuBackend, Grad, IntoBackend, Optimizer, ParamGroup, ParamMut, Parameter};
 
-use crate::{ROUNDS, check, elements, enough, middle, seconds};
+use crate::cases::extents;
+use crate::timing::{ROUNDS, enough, middle, seconds};
 
 const CASE: &str = "groups465";
 const TENSORS: &str = include_str!("cases/groups465.txt");
@@ -15,7 +16,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool) {
     if places.iter().all(|(_, wanted)| !wanted) {
         return;
     }
-    let lens: Vec<usize> = TENSORS.lines().map(elements).collect();
+    let lens: Vec<usize> = TENSORS.lines().map(|shape| extents(shape).iter().product()).collect();
     println!(
         "{:<13} {:<19} {:>7} {:>12} {:>9} {:>8} {:>14} {:>10}",
         "case", "rule", "threads", "ns/param", "in groups", "ratio", "us apart", "dispatches"
@@ -88,6 +89,14 @@ fn on_gpu(lens: &[usize]) -> optimizers::Result<()> {
     Ok(())
 }
 
+/// A step must do something before it is worth timing: every element walks against its gradient.
+fn check(optimizer: &mut Optimizer, params: &mut [Vec<f32>], grads: &[Vec<f32>]) {
+    let grads: Vec<Grad<'_>> = grads.iter().map(Into::into).collect();
+    let mut memory: Vec<ParamMut<'_>> = params.iter_mut().map(Into::into).collect();
+    assert!(optimizer.step(&mut memory, &grads).expect("a step").applied(), "the step is applied");
+    assert!(params.iter().flatten().all(|&p| p < 1.0), "every element moved against its gradient");
+}
+
 /// One with one group, and one with a group for each tensor.
 fn optimizers<B: IntoBackend + Clone>(lens: &[usize], backend: &B) -> optimizers::Result<[Optimizer; 2]> {
     let parameters: Vec<_> = lens.iter().enumerate().map(|(i, &len)| Parameter::new(format!("p{i}"), [len])).collect();
@@ -101,7 +110,7 @@ fn optimizers<B: IntoBackend + Clone>(lens: &[usize], backend: &B) -> optimizers
 
 /// Seconds of a call of each: medians over rounds in turn, so that what else the machine does meets both.
 fn compare(optimizers: &mut [Optimizer; 2], mut round: impl FnMut(&mut Optimizer, u32)) -> [f64; 2] {
-    let calls = enough(|calls| round(&mut optimizers[0], calls));
+    let (calls, _) = enough(|calls| round(&mut optimizers[0], calls));
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..3 * ROUNDS {
         for (optimizer, times) in optimizers.iter_mut().zip(&mut times) {

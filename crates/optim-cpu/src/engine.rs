@@ -27,7 +27,7 @@ use crate::{factored, guard};
 
 /// One optimizer's state, and what an update works with.
 #[derive(Debug)]
-pub(crate) struct CpuEngine {
+pub struct CpuEngine {
     memory: Memory,
     /// Of each rule.
     kernels: Vec<Kernels>,
@@ -81,6 +81,24 @@ impl CpuEngine {
             group_norms: vec![0.0; plan.groups].into(),
             memory: Memory::new(forms, pool, threads)?,
         })
+    }
+
+    /// The state's memory: for each parameter its slots, their scales, master and average, those that there are.
+    pub fn state_mut(&mut self) -> Vec<Vec<&mut [u8]>> {
+        let Memory { layout, arenas, forms, .. } = &mut self.memory;
+        let mut state: Vec<_> = forms.iter().map(|_| Vec::new()).collect();
+        for (kind, arena) in arenas.iter_mut().enumerate().take(EMA + 1) {
+            let (mut rest, mut done) = (arena.all_mut(), 0);
+            for (param, arrays) in
+                state.iter_mut().enumerate().filter(|(param, _)| !layout.range(kind, *param).is_empty())
+            {
+                let range = layout.range(kind, param);
+                let (before, after) = mem::take(&mut rest).split_at_mut(range.end - done);
+                arrays.push(&mut before[range.start - done..]);
+                (rest, done) = (after, range.end);
+            }
+        }
+        state
     }
 
     /// Makes the arrays that this update needs and that were not needed before.

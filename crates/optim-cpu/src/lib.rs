@@ -46,7 +46,9 @@ use optim_core::backend::Plan;
 use optim_core::{Backend, Engine, Error, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::engine::CpuEngine;
+/// What [`CpuBackend::open`] makes.
+#[doc(hidden)]
+pub use crate::engine::CpuEngine;
 
 /// Where updates run on the host's processor.
 ///
@@ -101,6 +103,12 @@ impl CpuBackend {
         Ok(Self::with_pool(Arc::new(pool)))
     }
 
+    /// An engine whose state can be reached. For benches, which run another loop over the same memory.
+    #[doc(hidden)]
+    pub fn open(&self, plan: &Plan<'_>) -> Result<CpuEngine> {
+        CpuEngine::new(plan, self.pool.clone(), self.threads())
+    }
+
     fn threads(&self) -> usize {
         self.pool.as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
     }
@@ -116,6 +124,6 @@ impl Backend for CpuBackend {
     }
 
     fn engine(&self, plan: &Plan<'_>) -> Result<Box<dyn Engine>> {
-        Ok(Box::new(CpuEngine::new(plan, self.pool.clone(), self.threads())?))
+        Ok(Box::new(self.open(plan)?))
     }
 }
