@@ -223,8 +223,8 @@ impl GpuBackend {
     }
 
     /// How long the last step took on the device, of all optimizers of this backend and its clones: from the end of what came before
-    /// it to the end of its last command, gathering included, but not the way of host memory to the device. `None` without
-    /// [`GpuOptions::timestamps`], and before the first step. Waits for the device.
+    /// it to the end of its last command. Copies of small buffers and of host memory to the device are included, reading back is not.
+    /// `None` without [`GpuOptions::timestamps`], and before the first step. Waits for the device.
     ///
     /// # Errors
     /// What the device returns.
