@@ -11,6 +11,7 @@ and highest. `--save` adds every line of JSON to a file, behind one that names t
 import argparse
 import datetime
 import json
+import os
 import pathlib
 import platform
 import statistics
@@ -39,7 +40,7 @@ def theirs(python, case, rule, threads, clip, form):
 
 
 def machine():
-    """Processor and cores, and the date."""
+    """Processor and cores, how busy it is, and the date."""
     name = platform.processor() or platform.machine()
     info = pathlib.Path("/proc/cpuinfo")
     cores = 0
@@ -47,7 +48,10 @@ def machine():
         pairs = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line]
         names = [value.strip() for key, value in pairs if key.strip() == "model name"]
         name, cores = (names or [name])[0], len(names)
-    return {"machine": f"{name}, {cores} threads" if cores else name, "date": datetime.date.today().isoformat()}
+    name += f", {cores} threads" if cores else ""
+    load = os.getloadavg()[0]
+    name += f", busy with other work (load {load:.0f})" if load > 0.5 else ""
+    return {"machine": name, "date": datetime.date.today().isoformat()}
 
 
 def main():
