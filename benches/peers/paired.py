@@ -65,11 +65,12 @@ def main():
     parser.add_argument("--clip", nargs="+", choices=["no", "yes"], default=["no"])
     parser.add_argument("--save", type=pathlib.Path)
     args = parser.parse_args()
+    head = machine()
     subprocess.run(["cargo", "bench", "-q", "--no-run", "-p", "optim-benches"], check=True, cwd=HERE)
     if args.save:
         args.save.parent.mkdir(parents=True, exist_ok=True)
         if not args.save.exists():
-            args.save.write_text(json.dumps(machine()) + "\n")
+            args.save.write_text(json.dumps(head) + "\n")
 
     print(f"{'case':<13} {'rule':<16} {'th':>2} {'clip':<4} {'torch':<8} {'ours ns':>9} {'x limit':>8} {'torch ns':>9} {'x limit':>8} torch/ours")
     for case in args.case:
