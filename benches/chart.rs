@@ -78,8 +78,8 @@ fn groups(rows: &[Row]) -> Vec<Group> {
         };
         let times = &mut groups[nth].times;
         times[series].push(row.ns_per_param);
-        if let (1, Some(limit)) = (series, row.limit_us) {
-            times[0].push(limit / row.us_per_step * row.ns_per_param);
+        if let (1, Some(ratio)) = (series, row.ratio_to_limit) {
+            times[0].push(row.ns_per_param / ratio);
         }
     }
     groups

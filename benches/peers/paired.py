@@ -11,6 +11,7 @@ and highest. `--save` adds every line of JSON to a file, behind one that names t
 import argparse
 import datetime
 import json
+import os
 import pathlib
 import platform
 import statistics
@@ -39,7 +40,7 @@ def theirs(python, case, rule, threads, clip, form):
 
 
 def machine():
-    """Processor and cores, and the date."""
+    """Processor and cores, how busy it is, and the date."""
     name = platform.processor() or platform.machine()
     info = pathlib.Path("/proc/cpuinfo")
     cores = 0
@@ -47,7 +48,10 @@ def machine():
         pairs = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line]
         names = [value.strip() for key, value in pairs if key.strip() == "model name"]
         name, cores = (names or [name])[0], len(names)
-    return {"machine": f"{name}, {cores} threads" if cores else name, "date": datetime.date.today().isoformat()}
+    name += f", {cores} threads" if cores else ""
+    load = os.getloadavg()[0]
+    name += f", busy with other work (load {load:.0f})" if load > 0.5 else ""
+    return {"machine": name, "date": datetime.date.today().isoformat()}
 
 
 def main():
@@ -61,11 +65,12 @@ def main():
     parser.add_argument("--clip", nargs="+", choices=["no", "yes"], default=["no"])
     parser.add_argument("--save", type=pathlib.Path)
     args = parser.parse_args()
+    head = machine()
     subprocess.run(["cargo", "bench", "-q", "--no-run", "-p", "optim-benches"], check=True, cwd=HERE)
     if args.save:
         args.save.parent.mkdir(parents=True, exist_ok=True)
         if not args.save.exists():
-            args.save.write_text(json.dumps(machine()) + "\n")
+            args.save.write_text(json.dumps(head) + "\n")
 
     print(f"{'case':<13} {'rule':<16} {'th':>2} {'clip':<4} {'torch':<8} {'ours ns':>9} {'x limit':>8} {'torch ns':>9} {'x limit':>8} torch/ours")
     for case in args.case:
