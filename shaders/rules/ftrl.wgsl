@@ -1,7 +1,7 @@
 // FTRL. The equations: optim-core/src/rules/ftrl.rs. The twin: optim-cpu/src/rules/ftrl.rs.
 
 struct Step {
-    lr: f32,
+    inverse_lr: f32,
     l1: f32,
     two_l2: f32,
     moves: u32,
@@ -73,9 +73,9 @@ fn power(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> f32 {
 // What follows (1), with the power of n.
 fn rebuild(s: Step, p: ptr<function, f32>, g: f32, z: ptr<function, f32>, r: f32, power_of_n: f32) {
     // (2) z ← z + g − (nᵏ − r) / γ · p
-    *z = *z + g - (power_of_n - r) / s.lr * *p;
+    *z = *z + g - (power_of_n - r) * s.inverse_lr * *p;
     // (3) d = nᵏ / γ + 2 · l2
-    let d = power_of_n / s.lr + s.two_l2;
+    let d = power_of_n * s.inverse_lr + s.two_l2;
     // (4) p ← (sign(z) · l1 − z) / d,  or 0 where |z| ≤ l1;  where d = 0: 0
     var signed_l1 = s.l1;
     if (*z < 0.0) {

@@ -6,8 +6,8 @@ struct Step {
     one_minus_beta1: f32,
     beta2: f32,
     one_minus_beta2: f32,
-    correction1: f32,
-    correction2: f32,
+    unbias1: f32,
+    unbias2: f32,
     eps: f32,
     weight_decay: f32,
     ratio: f32,
@@ -27,8 +27,8 @@ fn terms(s: Step, p: f32, g: f32, m_old: f32, v_old: f32) -> vec3<f32> {
     var v = v_old;
     moments(s, g, &m, &v);
     // (3) m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
-    let m_hat = m / s.correction1;
-    let v_hat = v / s.correction2;
+    let m_hat = m * s.unbias1;
+    let v_hat = v * s.unbias2;
     // (4) n = m̂ / √(v̂ + ε) + λ p
     let n = m_hat / sqrt(v_hat + s.eps) + s.weight_decay * p;
     return vec3(p * p, n * n, 0.0);
@@ -50,8 +50,8 @@ fn finish(s: ptr<function, Step>, sums: vec3<f32>) {
 fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
     moments(s, g, m, v);
     // (3) m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
-    let m_hat = *m / s.correction1;
-    let v_hat = *v / s.correction2;
+    let m_hat = *m * s.unbias1;
+    let v_hat = *v * s.unbias2;
     // (6) u = m̂ / (√v̂ + ε) + λ p
     let u = m_hat / (sqrt(v_hat) + s.eps) + s.weight_decay * *p;
     // (7) p ← p − γ r u

@@ -25,6 +25,9 @@ fn update(s: Step, p: ptr<function, f32>, g: f32, accum: ptr<function, f32>) {
         if (q < 0.0) {
             shrunk = -shrunk;
         }
-        *p = shrunk / (1.0 + eta * s.l2);
+        *p = shrunk;
+        if (s.l2 != 0.0) {
+            *p = shrunk / (1.0 + eta * s.l2);
+        }
     }
 }

@@ -181,7 +181,7 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
             let nearest = (0..=50_000_u32).min_by_key(|n| single((f64::from(*n) / 4096.0 - power).abs()).to_bits());
             let nearest = nearest.expect("a number");
             vec![
-                ("lr", Float(at.lr)),
+                ("inverse_lr", Float(if at.lr == 0.0 { 0.0 } else { 1.0 / at.lr })),
                 ("l1", Float(*l1)),
                 ("two_l2", Float(rounded(*l2) + rounded(*l2))),
                 ("moves", Flag(at.lr != 0.0)),
@@ -251,8 +251,8 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
                 ("one_minus_beta1", Float(1.0 - rounded(*beta1))),
                 ("beta2", Float(*beta2)),
                 ("one_minus_beta2", Float(1.0 - rounded(*beta2))),
-                ("correction1", Float(1.0 - power(*beta1))),
-                ("correction2", Float(1.0 - power(*beta2))),
+                ("unbias1", Float(1.0 / (1.0 - power(*beta1)))),
+                ("unbias2", Float(1.0 / (1.0 - power(*beta2)))),
                 ("eps", Float(*eps)),
                 ("weight_decay", Float(at.weight_decay)),
                 ("ratio", Float(1.0)),

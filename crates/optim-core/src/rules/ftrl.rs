@@ -87,13 +87,13 @@ impl Ftrl {
 config!(Ftrl);
 
 step_scalars! {
-    /// `γ`
-    lr: f32,
+    /// `1 / γ`
+    inverse_lr: f32,
     /// `l1`
     l1: f32,
     /// `2 · l2`
     two_l2: f32,
-    /// 0 where the rate is 0 and nothing changes, else 1
+    /// 0 where the rate is 0, or so small that `1 / γ` is no `f32`, and nothing changes; else 1
     moves: u32,
     /// `k`
     power: f32,
@@ -143,13 +143,14 @@ impl UpdateRule for Ftrl {
 
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the number is in the range of a u32")]
     fn scalars(&self, at: &At) -> StepScalars {
-        let (lr, power) = (single(at.lr), -rounded(self.lr_power));
+        let (inverse, power) = (single(1.0 / at.lr), -rounded(self.lr_power));
+        let moves = inverse.is_finite();
         let fixed = (power * 4096.0).round().min(MOST_FIXED);
         StepScalars::new(&Step {
-            lr,
+            inverse_lr: if moves { inverse } else { 0.0 },
             l1: single(self.l1),
             two_l2: single(2.0 * rounded(self.l2)),
-            moves: u32::from(lr != 0.0),
+            moves: u32::from(moves),
             power: single(power),
             power_fixed: fixed as u32,
             power_rest: single(power - fixed / 4096.0),

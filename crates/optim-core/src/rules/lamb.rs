@@ -82,10 +82,10 @@ step_scalars! {
     beta2: f32,
     /// `1 − β₂`
     one_minus_beta2: f32,
-    /// `1 − β₁ᵗ`
-    correction1: f32,
-    /// `1 − β₂ᵗ`
-    correction2: f32,
+    /// `1 / (1 − β₁ᵗ)`
+    unbias1: f32,
+    /// `1 / (1 − β₂ᵗ)`
+    unbias2: f32,
     /// `ε`
     eps: f32,
     /// `λ`
@@ -130,8 +130,8 @@ impl UpdateRule for Lamb {
             one_minus_beta1: single(1.0 - beta1),
             beta2: single(beta2),
             one_minus_beta2: single(1.0 - beta2),
-            correction1: single(1.0 - power(beta1, at.t)),
-            correction2: single(1.0 - power(beta2, at.t)),
+            unbias1: single(1.0 / (1.0 - power(beta1, at.t))),
+            unbias2: single(1.0 / (1.0 - power(beta2, at.t))),
             eps: single(self.eps),
             weight_decay: single(at.weight_decay),
             ratio: 1.0,

@@ -9,9 +9,9 @@ use crate::math::power;
 #[inline(always)]
 fn rebuild(s: &Step, p: &mut f32, g: f32, z: &mut f32, r: f32, power_of_n: f32) {
     // (2) z ← z + g − (nᵏ − r) / γ · p
-    *z = *z + g - (power_of_n - r) / s.lr * *p;
+    *z = *z + g - (power_of_n - r) * s.inverse_lr * *p;
     // (3) d = nᵏ / γ + 2 · l2
-    let d = power_of_n / s.lr + s.two_l2;
+    let d = power_of_n * s.inverse_lr + s.two_l2;
     // (4) p ← (sign(z) · l1 − z) / d,  or 0 where |z| ≤ l1;  where d = 0: 0
     let mut signed_l1 = s.l1;
     if *z < 0.0 {

@@ -19,8 +19,8 @@ fn terms(s: &Step, p: f32, g: f32, m_old: f32, v_old: f32) -> Sums {
     let mut v = v_old;
     moments(s, g, &mut m, &mut v);
     // (3) m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
-    let m_hat = m / s.correction1;
-    let v_hat = v / s.correction2;
+    let m_hat = m * s.unbias1;
+    let v_hat = v * s.unbias2;
     // (4) n = m̂ / √(v̂ + ε) + λ p
     let n = m_hat / (v_hat + s.eps).sqrt() + s.weight_decay * p;
     [p * p, n * n, 0.0]
@@ -43,8 +43,8 @@ fn finish(s: &mut Step, sums: Sums) {
 fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
     moments(s, g, m, v);
     // (3) m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
-    let m_hat = *m / s.correction1;
-    let v_hat = *v / s.correction2;
+    let m_hat = *m * s.unbias1;
+    let v_hat = *v * s.unbias2;
     // (6) u = m̂ / (√v̂ + ε) + λ p
     let u = m_hat / (v_hat.sqrt() + s.eps) + s.weight_decay * *p;
     // (7) p ← p − γ r u
