@@ -1,13 +1,14 @@
-//! Steps on the GPU, beside a kernel that moves as many bytes. By the wall clock: batches of steps, each ended by one wait.
+//! Steps on the GPU, beside a kernel that moves as many bytes. By the wall clock: batches of steps, each ended by one wait. And by the
+//! device's own clock, where it has one: steps one by one.
 
-use optimizers::gpu::wgpu;
+use optimizers::gpu::{GpuOptions, wgpu};
 use optimizers::{Builder, DType, Error, GpuBackend, Grad, ParamMut, Rule, StateDType};
 
 use crate::cases::{Case, Setting};
 use crate::check::{Sample, check};
 use crate::memory::{SCALES, Tensors};
 use crate::table::{Output, Row};
-use crate::timing::{enough, middle, ratio, rounds, seconds};
+use crate::timing::{ROUNDS, enough, middle, ratio, rounds, seconds};
 
 const RULES: [&str; 3] = ["sgd", "momentum", "adam"];
 
@@ -22,7 +23,12 @@ const GROUP: u64 = 256 * 16;
 
 /// Prints the rows whose label is wanted. On a software adapter the large cases are left out.
 pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
-    let gpu = match GpuBackend::new() {
+    let timed = GpuBackend::with_options(&GpuOptions { timestamps: true, ..GpuOptions::default() });
+    let opened = match timed {
+        Err(Error::Unsupported { .. }) => GpuBackend::new(),
+        opened => opened,
+    };
+    let gpu = match opened {
         Ok(gpu) => gpu,
         Err(error @ Error::NoAdapter { .. }) => return eprintln!("{error}"),
         Err(error) => panic!("{error}"),
@@ -101,10 +107,17 @@ fn measure(gpu: &GpuBackend, case: &Case, setting: &Setting, label: &str) -> opt
         times.push(seconds(many, &mut steps));
     }
     around.push(seconds(few, &mut limits));
+    let mut on_device = Vec::new();
+    for _ in 0..ROUNDS {
+        steps(1);
+        on_device.extend(gpu.last_step_time()?.map(|time| time.as_secs_f64() * 1e6));
+    }
+    let device_us = (!on_device.is_empty()).then(|| middle(on_device));
 
     let over = ratio(&times, &around);
     let row = Row::new("gpu", setting, case, middle(times), case.elements() * (12 + 8 * slots));
-    Ok(Row { limit_us: Some(middle(around) * 1e6), ratio_to_limit: Some(over), ratio_to_f32: Some(over), ..row })
+    let limit_us = Some(middle(around) * 1e6);
+    Ok(Row { device_us, limit_us, ratio_to_limit: Some(over), ratio_to_f32: Some(over), ..row })
 }
 
 /// A kernel that reads a gradient, and reads and writes a parameter and its slots: `array ← array xor g`, and all are 0.

@@ -21,6 +21,9 @@ pub(crate) struct Row {
     pub(crate) state: String,
     pub(crate) clip: bool,
     pub(crate) us_per_step: f64,
+    /// By the device's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device_us: Option<f64>,
     pub(crate) ns_per_param: f64,
     pub(crate) gbps: f64,
     /// Bytes that a step has to read and write, for each element.
@@ -47,6 +50,7 @@ impl Row {
             ns_per_param: time * 1e9 / elements,
             gbps: bytes as f64 / time / 1e9,
             bytes_per_param: bytes as f64 / elements,
+            device_us: None,
             limit_us: None,
             ratio_to_limit: None,
             ratio_to_f32: None,
@@ -65,7 +69,7 @@ impl Output {
     pub(crate) fn head(self) {
         if let Self::Table = self {
             println!(
-                "{:<7} {:<13} {:<24} {:>2} {:<5} {:<5} {:<4} {:>10} {:>8} {:>6} {:>7} {:>14} {:>12}",
+                "{:<7} {:<13} {:<24} {:>2} {:<5} {:<5} {:<4} {:>10} {:>10} {:>8} {:>6} {:>7} {:>14} {:>12}",
                 "backend",
                 "case",
                 "rule",
@@ -74,6 +78,7 @@ impl Output {
                 "state",
                 "clip",
                 "us/step",
+                "device us",
                 "ns/param",
                 "GB/s",
                 "B/param",
@@ -91,9 +96,10 @@ impl Output {
         let Row { backend, case, rule, threads, dtype, state, .. } = row;
         let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
         println!(
-            "{backend:<7} {case:<13} {rule:<24} {threads:>2} {dtype:<5} {state:<5} {:<4} {:>10.1} {:>8.4} {:>6.1} {:>7.2} {:>14} {:>12}",
+            "{backend:<7} {case:<13} {rule:<24} {threads:>2} {dtype:<5} {state:<5} {:<4} {:>10.1} {:>10} {:>8.4} {:>6.1} {:>7.2} {:>14} {:>12}",
             if row.clip { "yes" } else { "no" },
             row.us_per_step,
+            row.device_us.map_or_else(|| "-".into(), |us| format!("{us:.1}")),
             row.ns_per_param,
             row.gbps,
             row.bytes_per_param,
