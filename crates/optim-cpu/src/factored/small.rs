@@ -48,7 +48,8 @@ impl Small {
         if self.rows == 1 {
             if !positive(moments) {
                 for (moment, column_roots) in moments.iter().zip(column_roots.chunks_mut(self.columns)) {
-                    let root = (moment / moment).sqrt();
+                    let mean = moment / count(self.rows);
+                    let root = (moment / mean).sqrt();
                     if root.is_nan() {
                         column_roots.fill(root);
                     }
@@ -70,10 +71,10 @@ impl Small {
         let (first, end, skipped) = (start / size, (start + g.len()).div_ceil(size), start % size);
         let roots = &roots[first * self.rows..end * self.rows];
         let column_roots = &column_roots[first * self.columns..end * self.columns];
-        let (mut by_row, mut by_column) = ([0.0; BLOCK + BESIDE], [0.0; BLOCK + BESIDE]);
         if self.rows == 1 {
             return rule::directions_by_column(g, &column_roots[skipped..], u);
         }
+        let (mut by_row, mut by_column) = ([0.0; BLOCK + BESIDE], [0.0; BLOCK + BESIDE]);
         repeat(self.columns, roots, &mut by_row);
         repeat_runs(self.rows, self.columns, column_roots, &mut by_column);
         rule::directions_each(g, &by_row[skipped..], &by_column[skipped..], u);
