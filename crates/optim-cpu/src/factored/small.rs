@@ -37,8 +37,8 @@ impl Small {
         run_sums(self.columns, squares, sums);
     }
 
-    /// The sum of each column; in place of the squares stands then what is of no use.
-    pub(super) fn column_sums(self, squares: &mut [f32], sums: &mut [f32]) {
+    /// The sum of each column.
+    pub(super) fn column_sums(self, squares: &[f32], sums: &mut [f32]) {
         column_sums(self.rows, self.columns, squares, sums);
     }
 
@@ -121,7 +121,7 @@ fn sums_of<const N: usize>(numbers: &[f32], sums: &mut [f32]) {
 
 /// The sum of each column, the rows in order.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn column_sums(rows: usize, columns: usize, numbers: &mut [f32], sums: &mut [f32]) {
+fn column_sums(rows: usize, columns: usize, numbers: &[f32], sums: &mut [f32]) {
     // Each number becomes the sum of those in its column from it on: right in the first row of each matrix, which alone is used.
     let mut from_here = [0.0; BLOCK];
     let from_here = &mut from_here[..numbers.len()];
