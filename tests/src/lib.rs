@@ -32,7 +32,7 @@ use optimizers::Backend;
 use optimizers::{IntoBackend, Result, core};
 
 pub use naive::Naive;
-pub use problem::{AWKWARD, Problem, Random, SHAPES, Setup};
+pub use problem::{AWKWARD, Problem, Random, SHAPES, STACKS, Setup};
 pub use resume::Resumable;
 pub use run::{Bound, Run, compare, final_report};
 pub use training::Training;

@@ -31,6 +31,23 @@ pub const SHAPES: &[&[usize]] = &[
     &[200, 100],
 ];
 
+/// Stacks of small matrices, as of convolutions: most of them longer than a block of 1,024 elements, which ends inside a matrix.
+pub const STACKS: &[&[usize]] = &[
+    &[1, 1, 1],
+    &[37, 33, 1, 1],
+    &[157, 1, 7],
+    &[157, 7, 1],
+    &[1, 5, 3, 3],
+    &[23, 11, 3, 3],
+    &[2, 2, 5, 5],
+    &[3, 15, 5, 5],
+    &[2, 11, 7, 7],
+    &[17, 8, 8],
+    &[7, 31, 2, 6],
+    &[16, 9, 8],
+    &[16, 8, 9],
+];
+
 /// Random numbers that are the same everywhere (splitmix64).
 #[derive(Debug, Clone)]
 pub struct Random(u64);

@@ -1,7 +1,7 @@
 //! Every rule against its naive `f64` twin, at every length where loops begin or end.
 
 use optim_tests::tolerance::{CONTROL_BOUND, JUDGE, JUDGE_FACTORED};
-use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, Setup, Target, compare, on_every_backend, reference};
+use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, STACKS, Setup, Target, compare, on_every_backend, reference};
 use optimizers::Rule;
 use optimizers::rule::Passes;
 
@@ -50,6 +50,15 @@ on_every_backend! {
     fn of_all_shapes(target) {
         let problem = Problem::shaped(SHAPES, 5, 6);
         for rule in Rule::all() {
+            let worst = error(&Setup { rule: rule.clone(), groups: groups(true), loss_scale: 8.0 }, &problem, target);
+            println!("{} {rule:?}: {worst:.2} units", target.name());
+        }
+    }
+
+    /// Stacks of small matrices, with second moments by row and column.
+    fn of_small_matrices(target) {
+        let problem = Problem::shaped(STACKS, 5, 7);
+        for rule in Rule::all().into_iter().filter(|rule| rule.spec().passes() == Passes::Factored) {
             let worst = error(&Setup { rule: rule.clone(), groups: groups(true), loss_scale: 8.0 }, &problem, target);
             println!("{} {rule:?}: {worst:.2} units", target.name());
         }

@@ -2,7 +2,10 @@
 
 use optim_tests::run::Worst;
 use optim_tests::tolerance::{CONTROL_BITS, CONTROL_BOUND, PARITY};
-use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, Setup, Target, compare, gpu, gpu_is_llvmpipe, reference};
+use optim_tests::{
+    AWKWARD, Bound, Problem, Run, SHAPES, STACKS, Setup, Target, compare, gpu, gpu_is_llvmpipe, reference,
+};
+use optimizers::rule::Passes;
 use optimizers::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Grad, Lamb,
     Lars, LazyAdam, Lion, Momentum, NAdam, ParamMut, Parameter, ProximalAdagrad, RAdam, RmsProp, Rprop, Rule, Sgd,
@@ -57,6 +60,19 @@ fn of_all_shapes() {
     let problem = Problem::shaped(SHAPES, 10, 5).with_gaps(6);
     for rule in Rule::all() {
         assert_equal(&Setup { rule, groups: vec![(1e-2, 0.1), (3e-3, 0.0)], loss_scale: 8.0 }, &problem);
+    }
+}
+
+/// Stacks of small matrices, with second moments by row and column.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn of_small_matrices() {
+    let problem = Problem::shaped(STACKS, 6, 7).with_gaps(8);
+    for rule in Rule::all().into_iter().filter(|rule| rule.spec().passes() == Passes::Factored) {
+        for loss_scale in [1.0, 1000.0] {
+            let groups = vec![(1e-2, 0.1), (3e-3, 0.0)];
+            assert_equal(&Setup { rule: rule.clone(), groups, loss_scale }, &problem);
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 //! RMS:         as every sum over a parameter (`reduce`)
 //! ```
 
+mod small;
+
 use std::array;
 use std::mem;
 use std::ops::Range;
@@ -27,7 +29,8 @@ use crate::reduce::{self, LANES, ROW, Sums, count};
 use crate::rules::ada_factor as rule;
 use crate::shape::Shape;
 use crate::storage::{floats_mut, numbers_mut};
-use crate::walk::{self, Blocks, Gradient, Space, View, each_block};
+use crate::walk::{self, BLOCK, Blocks, Gradient, Space, View, each_block};
+use small::Small;
 
 /// Rows whose columns are summed one after the other before they join the others.
 const BLOCK_ROWS: usize = 64;
@@ -74,6 +77,170 @@ impl<'m> Moments<'m> {
     }
 }
 
+/// What a walk reads, and the blocks that it is read into.
+struct Reader<'a> {
+    view: View<'a>,
+    shape: &'a Shape<'a>,
+    p: &'a mut [f32; BLOCK],
+    g: &'a mut [f32; BLOCK],
+}
+
+impl Reader<'_> {
+    /// The parameter and the shaped gradient of at most a block.
+    fn read(&mut self, range: Range<usize>) -> (&[f32], &[f32]) {
+        self.view.read(self.shape, range, self.p, self.g)
+    }
+}
+
+/// The second moments of a tensor, and what gradients are divided by.
+struct Factors<'a> {
+    kind: Kind,
+    /// Of one matrix.
+    rows: usize,
+    columns: usize,
+    row_moments: Moments<'a>,
+    column_moments: Moments<'a>,
+    vector_moments: Moments<'a>,
+    /// `√(R / mean of R)`; rows are counted through the whole stack, and so are columns.
+    roots: &'a mut [f32],
+    /// `√C`.
+    column_roots: &'a mut [f32],
+    /// The sums over the columns of a block of rows, and of a matrix.
+    block: &'a mut [f32],
+    total: &'a mut [f32],
+}
+
+/// How a tensor is worked on.
+#[derive(Clone, Copy)]
+enum Kind {
+    Vector,
+    /// Many matrices at a time.
+    Small(Small),
+    /// One matrix after the other.
+    Large,
+}
+
+impl<'a> Factors<'a> {
+    /// Those of a piece, from which they are taken.
+    fn new(form: &Form, piece: &mut Piece<'a>) -> Self {
+        let (_, rows, columns) = form.matrices();
+        let [row_moments, column_moments, vector_moments] =
+            array::from_fn(|nth| Moments::new(form.slots[nth].dtype, mem::take(&mut piece.arrays[SLOTS + nth])));
+        let (block, rest) = floats_mut(mem::take(&mut piece.arrays[SCRATCH])).split_at_mut(columns);
+        let (total, rest) = rest.split_at_mut(columns);
+        let (roots, column_roots) = rest.split_at_mut(piece.len.checked_div(columns).unwrap_or_default());
+        let kind = match Small::new(rows, columns) {
+            _ if columns == 0 => Kind::Vector,
+            Some(small) => Kind::Small(small),
+            None => Kind::Large,
+        };
+        Self { kind, rows, columns, row_moments, column_moments, vector_moments, roots, column_roots, block, total }
+    }
+
+    /// Updates the moments of the elements from `start` on, of at least one, of a tensor of so many; gives where it stopped.
+    fn advance(&mut self, step: &Step, start: usize, len: usize, reader: &mut Reader<'_>) -> usize {
+        match self.kind {
+            Kind::Vector => {
+                let range = start..len.min(start + BLOCK);
+                let (_, g) = reader.read(range.clone());
+                self.vector_moments.change(range.clone(), |moments| rule::square_moments(step, g, moments));
+                range.end
+            }
+            Kind::Small(small) => {
+                let range = start..len.min(start + small.block());
+                let (_, g) = reader.read(range.clone());
+                self.advance_small(step, small, range.start, g);
+                range.end
+            }
+            Kind::Large => {
+                let matrix = self.rows * self.columns;
+                self.advance_large(step, start / matrix, reader);
+                start + matrix
+            }
+        }
+    }
+
+    /// Updates the moments of some matrices, whose first element and whose gradient is given.
+    fn advance_small(&mut self, step: &Step, small: Small, start: usize, g: &[f32]) {
+        let (mut squares, mut sums, mut buffer) = ([0.0; ROW], [0.0; ROW], [0.0; ROW]);
+        let squares = &mut squares[..g.len()];
+        rule::squares(step, g, squares);
+
+        let rows = start / self.columns..(start + g.len()) / self.columns;
+        small.row_sums(squares, &mut sums[..rows.len()]);
+        self.row_moments.change(rows.clone(), |moments| rule::moments(step, &sums, count(self.columns), moments));
+        let columns = start / self.rows..(start + g.len()) / self.rows;
+        small.column_sums(squares, &mut sums[..columns.len()]);
+        self.column_moments.change(columns.clone(), |moments| rule::moments(step, &sums, count(self.rows), moments));
+
+        let column_roots = &mut self.column_roots[columns.clone()];
+        rule::roots(self.column_moments.read(columns, &mut buffer), column_roots);
+        let row_moments = self.row_moments.read(rows.clone(), &mut buffer);
+        small.row_roots(row_moments, &mut self.roots[rows], column_roots);
+    }
+
+    /// Updates the moments of a matrix.
+    fn advance_large(&mut self, step: &Step, nth: usize, reader: &mut Reader<'_>) {
+        let Self { rows, columns, .. } = *self;
+        let (first_row, first_column, mut buffer) = (nth * rows, nth * columns, [0.0; ROW]);
+        let matrix_rows = first_row..first_row + rows;
+        self.total.fill(0.0);
+        for start in matrix_rows.clone().step_by(BLOCK_ROWS) {
+            let block_rows = start..matrix_rows.end.min(start + BLOCK_ROWS);
+            let mut sums = [0.0; BLOCK_ROWS];
+            self.block.fill(0.0);
+            for (row, sum) in block_rows.clone().zip(&mut sums) {
+                let start = row * columns;
+                let mut lanes = [0.0; LANES];
+                each_block(start..start + columns, |range| {
+                    let block = &mut self.block[range.start - start..range.end - start];
+                    rule::add_squares(step, reader.read(range).1, &mut lanes, block);
+                });
+                *sum = reduce::tree(&mut lanes, columns.min(LANES));
+            }
+            self.row_moments.change(block_rows.clone(), |moments| {
+                rule::moments(step, &sums, count(columns), moments);
+            });
+            self.roots[block_rows.clone()].copy_from_slice(self.row_moments.read(block_rows, &mut buffer));
+            self.total.iter_mut().zip(&*self.block).for_each(|(total, block)| *total += block);
+        }
+        for (start, sums) in (first_column..).step_by(ROW).zip(self.total.chunks(ROW)) {
+            let columns = start..start + sums.len();
+            self.column_moments.change(columns.clone(), |moments| rule::moments(step, sums, count(rows), moments));
+            rule::roots(self.column_moments.read(columns.clone(), &mut buffer), &mut self.column_roots[columns]);
+        }
+        let roots = &mut self.roots[matrix_rows];
+        let mean = reduce::strided(roots) / count(rows);
+        roots.iter_mut().for_each(|row| *row = (*row / mean).sqrt());
+    }
+
+    /// `u` of at most a block, from the element `start` on.
+    fn directions(&self, start: usize, g: &[f32], u: &mut [f32]) {
+        match self.kind {
+            Kind::Vector => {
+                let mut buffer = [0.0; ROW];
+                let moments = self.vector_moments.read(start..start + g.len(), &mut buffer);
+                rule::directions_vector(g, moments, u);
+            }
+            Kind::Small(small) => small.directions(start, g, self.roots, self.column_roots, u),
+            Kind::Large => self.directions_large(start, g, u),
+        }
+    }
+
+    fn directions_large(&self, start: usize, g: &[f32], u: &mut [f32]) {
+        let (columns, mut done) = (self.columns, 0);
+        while done < g.len() {
+            let at = start + done;
+            let (row, column) = (at / columns, at % columns);
+            let stretch = done..g.len().min(done + columns - column);
+            let first = row / self.rows * columns + column;
+            let column_roots = &self.column_roots[first..first + stretch.len()];
+            done = stretch.end;
+            rule::directions(&g[stretch.clone()], self.roots[row], column_roots, &mut u[stretch]);
+        }
+    }
+}
+
 /// Updates a tensor, which the piece holds whole.
 pub(crate) fn update(
     form: &Form,
@@ -85,85 +252,21 @@ pub(crate) fn update(
 ) {
     let mut scalars = record.scalars;
     let step: &mut Step = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(scalars.words_mut()));
-    let (_, rows, columns) = form.matrices();
-    let (len, matrix) = (piece.len, rows * columns);
-    let [mut row_moments, mut column_moments, mut vector_moments] =
-        array::from_fn(|nth| Moments::new(form.slots[nth].dtype, mem::take(&mut piece.arrays[SLOTS + nth])));
-    let (block, rest) = floats_mut(mem::take(&mut piece.arrays[SCRATCH])).split_at_mut(columns);
-    let (total, rest) = rest.split_at_mut(columns);
-    let (roots, column_roots) = rest.split_at_mut(len.checked_div(columns).unwrap_or_default());
+    let len = piece.len;
+    let mut factors = Factors::new(form, piece);
     let slices: &mut [Sums] = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
+
+    // The second moments and, close behind them, the norms.
     let view = View { form, element: 0, p: piece.p, master: piece.arrays[MASTER], gradient };
-    let Blocks { p: p_block, g: g_block, columns: running, .. } = space.blocks();
-
-    // The second moments.
-    let mut buffer = [0.0; ROW];
-    if columns == 0 {
-        each_block(0..len, |range| {
-            let (_, g) = view.read(shape, range.clone(), p_block, g_block);
-            vector_moments.change(range, |moments| rule::moments(step, g, moments));
-        });
-    } else {
-        for nth in 0..len / matrix {
-            // Rows and columns are counted through the whole stack.
-            let (first_row, first_column) = (nth * rows, nth * columns);
-            let matrix_rows = first_row..first_row + rows;
-            total.fill(0.0);
-            for start in matrix_rows.clone().step_by(BLOCK_ROWS) {
-                let block_rows = start..matrix_rows.end.min(start + BLOCK_ROWS);
-                block.fill(0.0);
-                row_moments.change(block_rows.clone(), |moments| {
-                    for (row, moment) in block_rows.clone().zip(moments) {
-                        let start = row * columns;
-                        let mut lanes = [0.0; LANES];
-                        each_block(start..start + columns, |range| {
-                            let (_, g) = view.read(shape, range.clone(), p_block, g_block);
-                            rule::add_squares(step, g, &mut lanes, &mut block[range.start - start..range.end - start]);
-                        });
-                        let sum = reduce::tree(&mut lanes, columns.min(LANES));
-                        rule::moment(step, moment, sum / count(columns));
-                    }
-                });
-                roots[block_rows.clone()].copy_from_slice(row_moments.read(block_rows, &mut buffer));
-                total.iter_mut().zip(&*block).for_each(|(total, block)| *total += block);
-            }
-            for (start, sums) in (first_column..).step_by(ROW).zip(total.chunks(ROW)) {
-                let columns = start..start + sums.len();
-                column_moments.change(columns.clone(), |moments| {
-                    for (moment, sum) in moments.iter_mut().zip(sums) {
-                        rule::moment(step, moment, sum / count(rows));
-                    }
-                });
-                rule::roots(column_moments.read(columns.clone(), &mut buffer), &mut column_roots[columns]);
-            }
-            let roots = &mut roots[matrix_rows];
-            let mean = reduce::strided(roots) / count(rows);
-            roots.iter_mut().for_each(|row| *row = (*row / mean).sqrt());
-        }
-    }
-
-    // u for a stretch, in place of g.
-    let directions = |start: usize, g: &mut [f32]| {
-        if columns == 0 {
-            let mut buffer = [0.0; ROW];
-            rule::directions_vector(g, vector_moments.read(start..start + g.len(), &mut buffer));
-            return;
-        }
-        let (mut at, mut rest) = (start, g);
-        while !rest.is_empty() {
-            let (row, column) = (at / columns, at % columns);
-            let (stretch, after) = rest.split_at_mut(rest.len().min(columns - column));
-            let first = at / matrix * columns + column;
-            rule::directions(stretch, roots[row], &column_roots[first..first + stretch.len()]);
-            at += stretch.len();
-            rest = after;
-        }
-    };
-
-    // The norms.
+    let Blocks { p, g, slots: [u, ..], columns: running } = space.blocks();
+    let (mut reader, mut reached) = (Reader { view, shape, p, g }, 0);
     reduce::summed(len, 2, slices, running, |range, [first, second, _]| {
-        let (p, u) = view.copy(shape, range.clone(), p_block, g_block);
-        directions(range.start, u);
+        while reached < range.end {
+            reached = factors.advance(step, reached, len, &mut reader);
+        }
+        let u = &mut u[..range.len()];
+        let (p, g) = reader.read(range.clone());
+        factors.directions(range.start, g, u);
         rule::add_norms(p, u, first, second);
     });
     let sums = reduce::total(slices);
@@ -174,8 +277,7 @@ pub(crate) fn update(
     walk::update(form, record, shape, gradient, piece, space, |start, p, g, _, slots| {
         let mut row = [0.0; ROW];
         let u = &mut row[..g.len()];
-        u.copy_from_slice(g);
-        directions(start, u);
+        factors.directions(start, g, u);
         if let Opened::F32([.., m]) = slots {
             rule::updates(step, p, u, m);
         }

@@ -12,7 +12,7 @@ fn square(s: &Step, g: f32) -> f32 {
 
 /// A second moment, of the mean of squares.
 #[inline(always)]
-pub(crate) fn moment(s: &Step, v: &mut f32, mean: f32) {
+fn moment(s: &Step, v: &mut f32, mean: f32) {
     // (2) R ← b R + (1 − b) mean
     *v = s.b * *v + s.one_minus_b * mean;
 }
@@ -50,9 +50,18 @@ pub(crate) fn finish(s: &mut Step, sums: [f32; 2], len: f32) {
 }
 
 #[inline(always)]
-fn update(s: &Step, p: &mut f32, u_raw: f32, m: &mut f32) {
+fn clipped(s: &Step, u_raw: f32) -> f32 {
     // (5) u ← α u / max(1, RMS(u) / clip_threshold)
-    let u = s.alpha * (u_raw / s.excess);
+    let mut u = u_raw;
+    if s.excess != 1.0 {
+        u = u_raw / s.excess;
+    }
+    s.alpha * u
+}
+
+#[inline(always)]
+fn update(s: &Step, p: &mut f32, u_raw: f32, m: &mut f32) {
+    let u = clipped(s, u_raw);
     // (6) M ← β₁ M + (1 − β₁) u,  u ← M
     *m = s.beta1 * *m + s.one_minus_beta1 * u;
     // (7) p ← p − λ α p − u
@@ -61,8 +70,7 @@ fn update(s: &Step, p: &mut f32, u_raw: f32, m: &mut f32) {
 
 #[inline(always)]
 fn update_plain(s: &Step, p: &mut f32, u_raw: f32) {
-    // (5) u ← α u / max(1, RMS(u) / clip_threshold)
-    let u = s.alpha * (u_raw / s.excess);
+    let u = clipped(s, u_raw);
     // (7) p ← p − λ α p − u
     *p = *p - s.weight_decay * s.alpha * *p - u;
 }
@@ -82,9 +90,29 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; 256], columns: 
 
 /// The second moments of a vector.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn moments(s: &Step, g: &[f32], v: &mut [f32]) {
+pub(crate) fn square_moments(s: &Step, g: &[f32], v: &mut [f32]) {
     for (&g, v) in g.iter().zip(v) {
         moment(s, v, square(s, g));
+    }
+}
+
+/// What is averaged, of a stretch.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
+    for (&g, q) in g.iter().zip(squares) {
+        *q = square(s, g);
+    }
+}
+
+/// Second moments, from sums over so many squares.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn moments(s: &Step, sums: &[f32], count: f32, v: &mut [f32]) {
+    for (&sum, v) in sums.iter().zip(v) {
+        let mut mean = sum;
+        if count != 1.0 {
+            mean = sum / count;
+        }
+        moment(s, v, mean);
     }
 }
 
@@ -105,19 +133,43 @@ pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f
     }
 }
 
+/// `√(R / mean of R)` of a stretch of rows.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn row_roots(moments: &[f32], means: &[f32], roots: &mut [f32]) {
+    for ((moment, mean), root) in moments.iter().zip(means).zip(roots) {
+        *root = (moment / mean).sqrt();
+    }
+}
+
 /// `u` of a stretch of one row; `row` is `√(R / mean of R)`, `columns` are the `√C`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn directions(g: &mut [f32], row: f32, columns: &[f32]) {
-    for (g, &column) in g.iter_mut().zip(columns) {
-        *g = direction(*g, row, column);
+pub(crate) fn directions(g: &[f32], row: f32, columns: &[f32], u: &mut [f32]) {
+    for ((&g, &column), u) in g.iter().zip(columns).zip(u) {
+        *u = direction(g, row, column);
+    }
+}
+
+/// As [`directions`], with a row for each element.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn directions_each(g: &[f32], rows: &[f32], columns: &[f32], u: &mut [f32]) {
+    for (((&g, &row), &column), u) in g.iter().zip(rows).zip(columns).zip(u) {
+        *u = direction(g, row, column);
+    }
+}
+
+/// As [`directions`], where `√(R / mean of R)` is 1.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn directions_by_column(g: &[f32], columns: &[f32], u: &mut [f32]) {
+    for ((&g, &column), u) in g.iter().zip(columns).zip(u) {
+        *u = g / column;
     }
 }
 
 /// `u` of a stretch of a vector.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn directions_vector(g: &mut [f32], v: &[f32]) {
-    for (g, &v) in g.iter_mut().zip(v) {
-        *g = direction_vector(*g, v);
+pub(crate) fn directions_vector(g: &[f32], v: &[f32], u: &mut [f32]) {
+    for ((&g, &v), u) in g.iter().zip(v).zip(u) {
+        *u = direction_vector(g, v);
     }
 }
 

@@ -1,0 +1,167 @@
+//! Stacks of small matrices, as those of convolutions: loops over all rows, columns and elements of many matrices take the place of
+//! loops over those of one.
+
+use multiversion::multiversion;
+
+use crate::reduce::{ROW, count};
+use crate::rules::ada_factor as rule;
+use crate::walk::BLOCK;
+
+/// The most rows and columns of a small matrix.
+const MOST: usize = 8;
+
+/// The most elements of the matrices in which a block begins and ends, beside the block.
+const BESIDE: usize = 2 * MOST * MOST;
+
+/// The rows and columns of each matrix of a stack.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Small {
+    rows: usize,
+    columns: usize,
+}
+
+impl Small {
+    /// If such matrices are small.
+    pub(super) fn new(rows: usize, columns: usize) -> Option<Self> {
+        let small = (1..=MOST).contains(&rows) && (1..=MOST).contains(&columns);
+        small.then_some(Self { rows, columns })
+    }
+
+    /// The elements of the matrices that are worked on at a time.
+    pub(super) fn block(self) -> usize {
+        BLOCK - BLOCK % (self.rows * self.columns)
+    }
+
+    /// The sum of each row.
+    pub(super) fn row_sums(self, squares: &[f32], sums: &mut [f32]) {
+        run_sums(self.columns, squares, sums);
+    }
+
+    /// The sum of each column.
+    pub(super) fn column_sums(self, squares: &[f32], sums: &mut [f32]) {
+        column_sums(self.rows, self.columns, squares, sums);
+    }
+
+    /// `√(R / mean of R)` of some matrices. In matrices of one row, that is 1 or not a number, and stands, if it is not, in place
+    /// of `√C`.
+    pub(super) fn row_roots(self, moments: &[f32], roots: &mut [f32], column_roots: &mut [f32]) {
+        if self.rows == 1 {
+            if !positive(moments) {
+                for (moment, column_roots) in moments.iter().zip(column_roots.chunks_mut(self.columns)) {
+                    let mean = moment / count(self.rows);
+                    let root = (moment / mean).sqrt();
+                    if root.is_nan() {
+                        column_roots.fill(root);
+                    }
+                }
+            }
+            return;
+        }
+        let (mut means, mut spread) = ([0.0; ROW], [0.0; ROW]);
+        let means = &mut means[..moments.len() / self.rows];
+        run_sums(self.rows, moments, means);
+        means.iter_mut().for_each(|mean| *mean /= count(self.rows));
+        repeat(self.rows, means, &mut spread);
+        rule::row_roots(moments, &spread, roots);
+    }
+
+    /// `u` of at most a block, from the element `start` of the stack on.
+    pub(super) fn directions(self, start: usize, g: &[f32], roots: &[f32], column_roots: &[f32], u: &mut [f32]) {
+        let size = self.rows * self.columns;
+        let (first, end, skipped) = (start / size, (start + g.len()).div_ceil(size), start % size);
+        let roots = &roots[first * self.rows..end * self.rows];
+        let column_roots = &column_roots[first * self.columns..end * self.columns];
+        if self.rows == 1 {
+            return rule::directions_by_column(g, &column_roots[skipped..], u);
+        }
+        let (mut by_row, mut by_column) = ([0.0; BLOCK + BESIDE], [0.0; BLOCK + BESIDE]);
+        repeat(self.columns, roots, &mut by_row);
+        repeat_runs(self.rows, self.columns, column_roots, &mut by_column);
+        rule::directions_each(g, &by_row[skipped..], &by_column[skipped..], u);
+    }
+}
+
+/// Calls the function for runs of a length that is known when it is compiled.
+macro_rules! of_length {
+    ($length:expr, $function:ident($($argument:expr),*)) => {
+        match $length {
+            1 => $function::<1>($($argument),*),
+            2 => $function::<2>($($argument),*),
+            3 => $function::<3>($($argument),*),
+            4 => $function::<4>($($argument),*),
+            5 => $function::<5>($($argument),*),
+            6 => $function::<6>($($argument),*),
+            7 => $function::<7>($($argument),*),
+            _ => $function::<MOST>($($argument),*),
+        }
+    };
+}
+
+/// Whether all numbers are above 0 and finite.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn positive(numbers: &[f32]) -> bool {
+    numbers.iter().fold(true, |all, &x| all & (x > 0.0) & (x < f32::INFINITY))
+}
+
+/// The sum of every run of so many numbers, as of the lanes of [`tree`](crate::reduce::tree).
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn run_sums(length: usize, numbers: &[f32], sums: &mut [f32]) {
+    of_length!(length, sums_of(numbers, sums));
+}
+
+#[inline(always)]
+fn sums_of<const N: usize>(numbers: &[f32], sums: &mut [f32]) {
+    for (run, sum) in numbers.as_chunks::<N>().0.iter().zip(sums) {
+        let mut lanes = [0.0; MOST];
+        lanes[..N].copy_from_slice(run);
+        let [a, b, c, d, e, f, g, h] = lanes;
+        *sum = ((a + e) + (c + g)) + ((b + f) + (d + h));
+    }
+}
+
+/// The sum of each column, the rows in order.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn column_sums(rows: usize, columns: usize, numbers: &[f32], sums: &mut [f32]) {
+    // Each number becomes the sum of those in its column from it on: right in the first row of each matrix, which alone is used.
+    let mut from_here = [0.0; BLOCK];
+    let from_here = &mut from_here[..numbers.len()];
+    from_here.copy_from_slice(numbers);
+    for row in 1..rows {
+        from_here.iter_mut().zip(&numbers[row * columns..]).for_each(|(sum, number)| *sum += number);
+    }
+    of_length!(columns, first_rows(rows, from_here, sums));
+}
+
+#[inline(always)]
+fn first_rows<const N: usize>(rows: usize, numbers: &[f32], firsts: &mut [f32]) {
+    for (matrix, first) in numbers.chunks_exact(rows * N).zip(firsts.as_chunks_mut::<N>().0) {
+        first.copy_from_slice(&matrix[..N]);
+    }
+}
+
+/// Each number so many times.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn repeat(times: usize, numbers: &[f32], into: &mut [f32]) {
+    of_length!(times, repeated(numbers, into));
+}
+
+#[inline(always)]
+fn repeated<const N: usize>(numbers: &[f32], into: &mut [f32]) {
+    for (&x, into) in numbers.iter().zip(into.as_chunks_mut::<N>().0) {
+        *into = [x; N];
+    }
+}
+
+/// Each run of so many numbers so many times.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn repeat_runs(times: usize, length: usize, numbers: &[f32], into: &mut [f32]) {
+    of_length!(length, repeated_runs(times, numbers, into));
+}
+
+#[inline(always)]
+fn repeated_runs<const N: usize>(times: usize, numbers: &[f32], into: &mut [f32]) {
+    let runs = numbers.as_chunks::<N>().0;
+    for (run, matrix) in runs.iter().zip(into.as_chunks_mut::<N>().0.chunks_exact_mut(times)) {
+        matrix.fill(*run);
+    }
+}
