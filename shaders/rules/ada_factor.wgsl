@@ -57,9 +57,17 @@ fn finish(s: ptr<function, Step>, sums: vec2<f32>, len: f32) {
     }
 }
 
-fn update(s: Step, p: ptr<function, f32>, u_raw: f32, m: ptr<function, f32>) {
+fn clipped(s: Step, u_raw: f32) -> f32 {
     // (5) u ← α u / max(1, RMS(u) / clip_threshold)
-    let u = s.alpha * (u_raw / s.excess);
+    var u = u_raw;
+    if (s.excess != 1.0) {
+        u = u_raw / s.excess;
+    }
+    return s.alpha * u;
+}
+
+fn update(s: Step, p: ptr<function, f32>, u_raw: f32, m: ptr<function, f32>) {
+    let u = clipped(s, u_raw);
     // (6) M ← β₁ M + (1 − β₁) u,  u ← M
     *m = s.beta1 * *m + s.one_minus_beta1 * u;
     // (7) p ← p − λ α p − u
@@ -67,8 +75,7 @@ fn update(s: Step, p: ptr<function, f32>, u_raw: f32, m: ptr<function, f32>) {
 }
 
 fn update_plain(s: Step, p: ptr<function, f32>, u_raw: f32) {
-    // (5) u ← α u / max(1, RMS(u) / clip_threshold)
-    let u = s.alpha * (u_raw / s.excess);
+    let u = clipped(s, u_raw);
     // (7) p ← p − λ α p − u
     *p = *p - s.weight_decay * s.alpha * *p - u;
 }
