@@ -7,33 +7,42 @@ use optimizers::{Adam, CpuBackend, Error, GpuBackend, Grad, IntoBackend, Optimiz
 use crate::cases::extents;
 use crate::timing::{ROUNDS, enough, middle, seconds};
 
-const CASE: &str = "groups465";
+/// Each with the factor of its widths.
+const CASES: [(&str, usize); 2] = [("groups465", 4), ("groups465/4", 1)];
 const TENSORS: &str = include_str!("cases/groups465.txt");
+
+/// What is more is a width; what is not is a kernel or has another reason.
+const KERNEL: usize = 7;
 
 /// Prints a row for each place, threads or the GPU, whose label is wanted.
 pub(crate) fn run(wanted: impl Fn(&str) -> bool) {
-    let places = ["1", "2", "gpu"].map(|place| (place, wanted(&format!("{CASE} adam {place}"))));
-    if places.iter().all(|(_, wanted)| !wanted) {
+    let all = CASES.into_iter().flat_map(|(case, factor)| ["1", "2", "gpu"].map(|place| (case, factor, place)));
+    // What is wide on the GPU is slow on a software adapter, and tells nothing more.
+    let all = all.filter(|&(_, factor, place)| place != "gpu" || factor == 1);
+    let rows: Vec<_> = all.filter(|(case, _, place)| wanted(&format!("{case} adam {place}"))).collect();
+    if rows.is_empty() {
         return;
     }
-    let lens: Vec<usize> = TENSORS.lines().map(|shape| extents(shape).iter().product()).collect();
     println!(
         "{:<13} {:<19} {:>7} {:>12} {:>9} {:>8} {:>14} {:>10}",
         "case", "rule", "threads", "ns/param", "in groups", "ratio", "us apart", "dispatches"
     );
-    for (place, _) in places.into_iter().filter(|(_, wanted)| *wanted) {
+    for (case, factor, place) in rows {
+        let wide = |extent| if extent > KERNEL { factor * extent } else { extent };
+        let elements = |shape| extents(shape).into_iter().map(wide).product();
+        let lens: Vec<usize> = TENSORS.lines().map(elements).collect();
         match place.parse() {
-            Ok(threads) => on_cpu(&lens, threads),
-            Err(_) => match on_gpu(&lens) {
+            Ok(threads) => on_cpu(case, &lens, threads),
+            Err(_) => match on_gpu(case, &lens) {
                 Ok(()) => {}
-                Err(error @ Error::NoAdapter { .. }) => println!("{CASE:<13} {:<19} {place:>7} {error}", "adam"),
+                Err(error @ Error::NoAdapter { .. }) => println!("{case:<13} {:<19} {place:>7} {error}", "adam"),
                 Err(error) => panic!("{error}"),
             },
         }
     }
 }
 
-fn on_cpu(lens: &[usize], threads: usize) {
+fn on_cpu(case: &str, lens: &[usize], threads: usize) {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start"));
     let backend = CpuBackend::with_pool(Arc::clone(&pool));
     let mut optimizers = optimizers(lens, &backend).expect("valid optimizers");
@@ -50,10 +59,10 @@ fn on_cpu(lens: &[usize], threads: usize) {
             }
         })
     });
-    print(lens, &threads.to_string(), times, "");
+    print(case, lens, &threads.to_string(), times, "");
 }
 
-fn on_gpu(lens: &[usize]) -> optimizers::Result<()> {
+fn on_gpu(case: &str, lens: &[usize]) -> optimizers::Result<()> {
     let gpu = GpuBackend::new()?;
     let mut optimizers = optimizers(lens, &gpu)?;
     let (memory, grads) = (gpu.arena(lens)?, gpu.arena(lens)?);
@@ -84,7 +93,7 @@ fn on_gpu(lens: &[usize]) -> optimizers::Result<()> {
         // Waits for the device.
         memory[1].read().expect("values");
     });
-    print(lens, "gpu", times, &one.to_string());
+    print(case, lens, "gpu", times, &one.to_string());
     println!("{}", gpu.adapter_info().name);
     Ok(())
 }
@@ -120,10 +129,10 @@ fn compare(optimizers: &mut [Optimizer; 2], mut round: impl FnMut(&mut Optimizer
     times.map(middle)
 }
 
-fn print(lens: &[usize], place: &str, [one, many]: [f64; 2], dispatches: &str) {
+fn print(case: &str, lens: &[usize], place: &str, [one, many]: [f64; 2], dispatches: &str) {
     let ns = 1e9 / lens.iter().sum::<usize>() as f64;
     println!(
-        "{CASE:<13} {:<19} {place:>7} {:>12.3} {:>9.3} {:>8.3} {:>14.1} {dispatches:>10}",
+        "{case:<13} {:<19} {place:>7} {:>12.3} {:>9.3} {:>8.3} {:>14.1} {dispatches:>10}",
         "adam",
         one * ns,
         many * ns,
