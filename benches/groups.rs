@@ -8,7 +8,7 @@ use crate::cases::extents;
 use crate::timing::{ROUNDS, enough, middle, seconds};
 
 /// Each with the factor of its widths.
-const CASES: [(&str, usize); 2] = [("groups465", 4), ("groups465/4", 1)];
+const CASES: [(&str, usize); 2] = [("groups465", 4), ("groups465slim", 1)];
 const TENSORS: &str = include_str!("cases/groups465.txt");
 
 /// What is more is a width; what is not is a kernel or has another reason.
