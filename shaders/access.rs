@@ -464,11 +464,11 @@ impl Accessors<'_> {
         let scale_arg = if slot.in_blocks() { ", scale: f32" } else { "" };
         let _ = writeln!(text, "fn store_{name}(at: Place, on: vec4<bool>, x: vec4<f32>{scale_arg}) {{");
         if slot != SlotFormat::F32 {
-            let _ = writeln!(text, "    let random = stream(at.key, at.step, {}u);", nth + 1);
+            let _ = writeln!(text, "    let random = stream(at.key, at.step, {}u);", 1 + nth / 2);
         }
         let value = |component: &str| {
             let element = COMPONENTS.iter().position(|known| *known == component).unwrap_or(0);
-            let random = format!("random_at(random, at.element + {element}u)");
+            let random = format!("of_slot(random_at(random, at.element + {element}u), {nth}u)");
             match slot {
                 SlotFormat::F32 => format!("bitcast<u32>(x.{component})"),
                 SlotFormat::Bf16 => format!("f32_to_bf16_stochastic(x.{component}, {random})"),

@@ -142,76 +142,83 @@ fn join(bf16: u32, correction: u32) -> f32 {
     return bitcast<f32>((bf16 << 16u) + correction - borrow);
 }
 
-// The scale of a block whose largest magnitude this is: NaN if that is not finite.
+// The scale of a block whose largest magnitude this is: NaN if that is not finite, and not less than 2⁻¹¹⁸ unless it is 0.
 fn scale_from(largest: u32) -> f32 {
     var bits = largest;
+    if (largest < 0x04800000u && largest != 0u) {
+        bits = 0x04800000u;
+    }
     if (largest >= INFINITE) {
         bits = 0x7fc00000u;
     }
     return bitcast<f32>(bits);
 }
 
-// ±(c / 127)² · scale, for c in two's complement.
-fn decode_signed(code: u32, scale: f32) -> f32 {
-    var c = code;
-    if (code > 127u) {
-        c = 256u - code;
-    }
-    let square = f32(c * c);
-    var x = square / 16129.0 * scale;
-    if (code > 127u) {
-        x = -x;
-    }
-    return x;
+// How a number becomes a code: the bits of z = 2 + |x| / scale · most below the code's, the bit of the sign, most, 1 / most,
+// and the least code of what is not 0.
+struct Coding {
+    shift: u32,
+    sign: u32,
+    most: f32,
+    part: f32,
+    least: u32,
 }
 
-// One of the two signed codes around x.
-fn encode_signed(x: f32, scale: f32, random: u32) -> u32 {
-    var code = nearby_root(x, scale, 16129.0, random);
-    if (bitcast<u32>(x) > 0x7fffffffu) {
-        code = 256u - code;
+const SIGNED = Coding(19u, 0x80u, 494.0, 0.0020242915, 0u);
+const POSITIVE = Coding(18u, 0u, 502.0, 0.0019920319, 1u);
+
+// What numbers are multiplied with; 0 if they cannot be stored.
+fn steps(coding: Coding, scale: f32) -> f32 {
+    var steps = coding.most / scale;
+    if (magnitude(scale) == 0u || magnitude(scale) >= INFINITE) {
+        steps = 0.0;
     }
-    return code & 0xffu;
+    return steps;
 }
 
-// (c / 255)² · scale
-fn decode_positive(code: u32, scale: f32) -> f32 {
-    let c = code;
-    let square = f32(c * c);
-    return square / 65025.0 * scale;
+// The number of a code.
+fn decode(coding: Coding, code: u32, scale: f32) -> f32 {
+    let z = bitcast<f32>(((code & (0xffu ^ coding.sign)) << coding.shift) | 0x40000000u);
+    let x = (z - 2.0) * coding.part * scale;
+    return bitcast<f32>(bitcast<u32>(x) ^ ((code & coding.sign) << 24u));
 }
 
-// One of the two positive codes around x; 0 is for 0 alone.
-fn encode_positive(x: f32, scale: f32, random: u32) -> u32 {
-    var code = nearby_root(x, scale, 65025.0, random);
-    if (code == 0u && magnitude(x) != 0u) {
-        code = 1u;
+// One of the two codes around x.
+fn encode(coding: Coding, x: f32, steps: f32, random: u32) -> u32 {
+    let bits = bitcast<u32>(x);
+    let magnitude = magnitude(x);
+    let top = coding.most + 2.0;
+    var z = bitcast<f32>(magnitude) * steps + 2.0;
+    if (!(z < top)) {
+        z = top;
+    }
+    // 14 random bits, in the middle of their steps.
+    let added = ((random & 0x3fffu) << (coding.shift - 14u)) | (1u << (coding.shift - 15u));
+    var code = ((bitcast<u32>(z) + added) >> coding.shift) & (0xffu ^ coding.sign);
+    if (code < coding.least) {
+        code = coding.least;
+    }
+    code = code | ((bits >> 24u) & coding.sign);
+    if (magnitude == 0u || steps == 0.0) {
+        code = 0u;
     }
     return code;
 }
 
-// One of the two whole numbers around √(|x| / scale · most) such that the square is right on average.
-fn nearby_root(x: f32, scale: f32, most: f32, random: u32) -> u32 {
-    let bits = magnitude(scale);
-    var u = bitcast<f32>(magnitude(x)) / bitcast<f32>(bits) * most;
-    if (u > most) {
-        u = most;
-    }
-    // The nearest whole number: the low bits of a sum of which 1 is the last bit.
-    var root = bitcast<u32>(sqrt(u) + 8388608.0) & 0xffu;
-    if (f32(root * root) > u) {
-        root = root - 1u;
-    }
-    let rest = u - f32(root * root);
-    let gap = f32(root + root + 1u);
-    let threshold = f32(random & 0xffffffu) * 5.9604645e-8;
-    if (rest > threshold * gap) {
-        root = root + 1u;
-    }
-    if (bits == 0u || bits >= INFINITE) {
-        root = 0u;
-    }
-    return root;
+fn decode_signed(code: u32, scale: f32) -> f32 {
+    return decode(SIGNED, code, scale);
+}
+
+fn encode_signed(x: f32, scale: f32, random: u32) -> u32 {
+    return encode(SIGNED, x, steps(SIGNED, scale), random);
+}
+
+fn decode_positive(code: u32, scale: f32) -> f32 {
+    return decode(POSITIVE, code, scale);
+}
+
+fn encode_positive(x: f32, scale: f32, random: u32) -> u32 {
+    return encode(POSITIVE, x, steps(POSITIVE, scale), random);
 }
 
 // Mixes 32 bits, one-to-one.
@@ -228,6 +235,11 @@ fn hash(x: u32) -> u32 {
 // What the random bits of a whole tensor begin with: its key, the step's number, and what they round.
 fn stream(key: u32, step: u32, plane: u32) -> u32 {
     return hash(hash(hash(key) ^ step) ^ plane);
+}
+
+// The random bits of a slot, in the low half: two slots share them.
+fn of_slot(random: u32, slot: u32) -> u32 {
+    return random >> (16u * (slot & 1u));
 }
 
 // The random bits of an element, by its index in its tensor.

@@ -218,11 +218,12 @@ impl NaiveEngine {
     fn set_slot(&mut self, index: usize, nth: usize, step: u32, values: &[f32]) {
         let tensor = &self.tensors[index];
         let arrays = &mut self.states[index].arrays;
-        let stream = format::stream(tensor.key, step, 1 + u32::try_from(nth).unwrap());
+        let slot = u32::try_from(nth).unwrap();
+        let stream = format::slot_stream(tensor.key, step, slot);
         let slot_format = tensor.slot_format(&self.slots[index][nth]);
         let mut scale = 0.0;
         for (i, &x) in values.iter().enumerate() {
-            let random = format::random_at(stream, u32::try_from(i).unwrap());
+            let random = format::of_slot(format::random_at(stream, u32::try_from(i).unwrap()), slot);
             match slot_format {
                 SlotFormat::F32 => array(arrays, Part::Slot(nth)).set(i, x.to_ne_bytes()),
                 SlotFormat::Bf16 => {

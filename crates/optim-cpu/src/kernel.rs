@@ -1,6 +1,6 @@
 //! How a rule's `update`, which sees one element, becomes a loop over slices that is compiled for several instruction sets.
 
-use std::fmt;
+use std::{array, fmt};
 
 use multiversion::{multiversion, target::match_target};
 pub(crate) use optim_core::rule::MAX_SLOTS;
@@ -21,24 +21,35 @@ pub(crate) enum Opened<'a> {
     /// As `f32`, or read from what they are kept as.
     F32(Slots<'a>),
     /// As `bf16`, all of them.
-    Bf16(Bf16Slots<'a>, Random),
+    Bf16(Bf16Slots<'a>, SlotBits),
 }
 
-/// What the random bits of a piece of a parameter follow from.
+/// What the random bits of a piece's slots follow from.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Random {
-    /// Of each slot.
-    pub(crate) streams: [u32; MAX_SLOTS],
+pub(crate) struct SlotBits {
+    /// Of each two slots.
+    streams: [u32; MAX_SLOTS / 2],
     /// The low 32 bits of the index of the first element.
-    pub(crate) first: u32,
+    first: u32,
 }
 
-impl Random {
-    /// The number of a slot, rounded; `i` counts from the first element.
+impl SlotBits {
+    pub(crate) fn new(key: u32, step: u32, first: usize) -> Self {
+        let streams = array::from_fn(|pair| format::slot_stream(key, step, 2 * low(pair)));
+        Self { streams, first: low(first) }
+    }
+
+    /// The bits of the first `N` slots of the element `i`, counted from the first.
     #[inline(always)]
-    pub(crate) fn round(&self, x: f32, slot: usize, i: usize) -> u16 {
+    pub(crate) fn at<const N: usize>(&self, i: usize) -> [u32; N] {
         let element = self.first.wrapping_add(low(i));
-        format::f32_to_bf16_stochastic(x, format::random_at(self.streams[slot], element))
+        let mut shared = 0;
+        array::from_fn(|slot| {
+            if slot % 2 == 0 {
+                shared = format::random_at(self.streams[slot / 2], element);
+            }
+            format::of_slot(shared, low(slot))
+        })
     }
 }
 
@@ -72,7 +83,7 @@ pub(crate) struct Kernel {
     pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Scaling, Slots<'_>),
     /// With slots that are read from `bf16` and rounded stochastically in the same loop: what waits for divisions and roots
     /// computes random bits meanwhile.
-    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, Random),
+    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, SlotBits),
 }
 
 /// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
@@ -185,7 +196,7 @@ macro_rules! elementwise {
                 g: &[f32],
                 scaling: $crate::kernel::Scaling,
                 $($slot: &mut [u16],)*
-                random: $crate::kernel::Random,
+                random: $crate::kernel::SlotBits,
             ) {
                 let (p, n) = { let n = p.len(); (&mut p[..n], n) };
                 let g = &g[..n];
@@ -197,9 +208,10 @@ macro_rules! elementwise {
                         let g = scaling.apply(g[i], p[i]);
                         $update(s, &mut p[i], g, $($slot),*);
                     }
+                    let stored = $crate::kernel::round_bf16(values, random.at(i));
                     let mut nth = 0;
                     $(
-                        $slot[i] = random.round(values[nth], nth, i);
+                        $slot[i] = stored[nth];
                         nth += 1;
                     )*
                 }
@@ -225,6 +237,12 @@ pub(crate) use elementwise;
 #[inline(always)]
 pub(crate) fn read_bf16<const N: usize>(bits: [u16; N]) -> [f32; N] {
     bits.map(format::bf16_to_f32)
+}
+
+/// The slots of one element, rounded with these bits.
+#[inline(always)]
+pub(crate) fn round_bf16<const N: usize>(values: [f32; N], bits: [u32; N]) -> [u16; N] {
+    array::from_fn(|nth| format::f32_to_bf16_stochastic(values[nth], bits[nth]))
 }
 
 /// Makes a [`Measure`] and a [`Finish`] of the functions `terms(step, p, g, slots…)` and `finish(step, sums)`.

@@ -46,12 +46,38 @@ pub(crate) fn store(dtype: DType, values: &[f32], into: &mut [u8]) {
     }
 }
 
-/// Stores numbers, rounded stochastically, with the random bits of the elements from the `first` on.
-pub(crate) fn store_stochastic(dtype: DType, stream: u32, first: usize, values: &[f32], into: &mut [u8]) {
+/// The random bits of a stretch: those of its elements in a stream, or half of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Random {
+    stream: u32,
+    slot: u32,
+    /// The low 32 bits of the index of the first element.
+    first: u32,
+}
+
+impl Random {
+    /// To round a parameter with.
+    pub(crate) fn of_param(key: u32, step: u32, first: usize) -> Self {
+        Self { stream: format::stream(key, step, 0), slot: 0, first: low(first) }
+    }
+
+    /// To round a slot with.
+    pub(crate) fn of_slot(key: u32, step: u32, slot: u32, first: usize) -> Self {
+        Self { stream: format::slot_stream(key, step, slot), slot, first: low(first) }
+    }
+
+    #[inline(always)]
+    fn at(self, i: u32) -> u32 {
+        format::of_slot(format::random_at(self.stream, self.first.wrapping_add(i)), self.slot)
+    }
+}
+
+/// Stores numbers, rounded stochastically.
+pub(crate) fn store_stochastic(dtype: DType, random: Random, values: &[f32], into: &mut [u8]) {
     match dtype {
         DType::F32 => floats_mut(into).copy_from_slice(values),
-        DType::F16 => stochastic_f16(numbers_mut(into), values, stream, low(first)),
-        DType::Bf16 => stochastic_bf16(numbers_mut(into), values, stream, low(first)),
+        DType::F16 => stochastic_f16(numbers_mut(into), values, random),
+        DType::Bf16 => stochastic_bf16(numbers_mut(into), values, random),
     }
 }
 
@@ -76,14 +102,15 @@ pub(crate) fn load_codes(code: Code8, codes: &[u8], scales: &[u8], into: &mut [f
     }
 }
 
-/// Stores codes, from the beginning of a block on: that of the element `first`.
-pub(crate) fn store_codes(code: Code8, stream: u32, first: usize, values: &[f32], codes: &mut [u8], scales: &mut [u8]) {
+/// Stores codes, from the beginning of a block on.
+pub(crate) fn store_codes(code: Code8, random: Random, values: &[f32], codes: &mut [u8], scales: &mut [u8]) {
     let blocks = codes.chunks_mut(BLOCK).zip(values.chunks(BLOCK)).zip(floats_mut(scales));
-    for (start, ((codes, values), scale)) in (first..).step_by(BLOCK).zip(blocks) {
+    for (start, ((codes, values), scale)) in (0..).step_by(BLOCK).zip(blocks) {
         *scale = scale_of(values);
+        let random = Random { first: random.first.wrapping_add(low(start)), ..random };
         match code {
-            Code8::Signed => encode_signed(codes, values, *scale, stream, low(start)),
-            Code8::Positive => encode_positive(codes, values, *scale, stream, low(start)),
+            Code8::Signed => encode_signed(codes, values, *scale, random),
+            Code8::Positive => encode_positive(codes, values, *scale, random),
         }
     }
 }
@@ -147,17 +174,13 @@ loops! {
     fn decode_positive(_, x: f32, code: u8; scale: f32) { *x = format::decode_positive(code, scale); }
     fn store_f16(_, bits: u16, x: f32) { *bits = format::f32_to_f16(x); }
     fn store_bf16(_, bits: u16, x: f32) { *bits = format::f32_to_bf16(x); }
-    fn stochastic_f16(i, bits: u16, x: f32; stream: u32, first: u32) {
-        *bits = format::f32_to_f16_stochastic(x, format::random_at(stream, first.wrapping_add(i)));
+    fn stochastic_f16(i, bits: u16, x: f32; random: Random) { *bits = format::f32_to_f16_stochastic(x, random.at(i)); }
+    fn stochastic_bf16(i, bits: u16, x: f32; random: Random) { *bits = format::f32_to_bf16_stochastic(x, random.at(i)); }
+    fn encode_signed(i, code: u8, x: f32; scale: f32, random: Random) {
+        *code = format::encode_signed(x, scale, random.at(i));
     }
-    fn stochastic_bf16(i, bits: u16, x: f32; stream: u32, first: u32) {
-        *bits = format::f32_to_bf16_stochastic(x, format::random_at(stream, first.wrapping_add(i)));
-    }
-    fn encode_signed(i, code: u8, x: f32; scale: f32, stream: u32, first: u32) {
-        *code = format::encode_signed(x, scale, format::random_at(stream, first.wrapping_add(i)));
-    }
-    fn encode_positive(i, code: u8, x: f32; scale: f32, stream: u32, first: u32) {
-        *code = format::encode_positive(x, scale, format::random_at(stream, first.wrapping_add(i)));
+    fn encode_positive(i, code: u8, x: f32; scale: f32, random: Random) {
+        *code = format::encode_positive(x, scale, random.at(i));
     }
 }
 

@@ -13,11 +13,11 @@ use optim_core::{DType, compressed};
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::form::Form;
-use crate::kernel::{Bf16Slots, Opened, Random, Scaling, Slots};
+use crate::kernel::{Bf16Slots, Opened, Scaling, SlotBits, Slots};
 use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
-use crate::storage::{self, floats, floats_mut, numbers_mut};
+use crate::storage::{self, Random, floats, floats_mut, numbers_mut};
 
 /// Elements that are worked on at a time: whole blocks of 8-bit slots.
 pub(crate) const BLOCK: usize = 1024;
@@ -209,16 +209,16 @@ fn close(
     let (slots, scales) = slots.split_at_mut(MAX_SLOTS);
     for (nth, (slot, block)) in (0_u32..).zip(slots.iter_mut().zip(blocks)) {
         let block = &block[..range.len()];
-        let stream = || format::stream(form.tensor.key, step, 1 + nth);
+        let random = || Random::of_slot(form.tensor.key, step, nth, first);
         match form.formats[nth as usize] {
             None | Some(SlotFormat::F32) => {}
             Some(SlotFormat::F16) => compressed::encode(block, numbers_mut(&mut slot[scaled(range, 2)])),
             Some(SlotFormat::Bf16) => {
-                storage::store_stochastic(DType::Bf16, stream(), first, block, &mut slot[scaled(range, 2)]);
+                storage::store_stochastic(DType::Bf16, random(), block, &mut slot[scaled(range, 2)]);
             }
             Some(SlotFormat::Block8(code)) => {
                 let scales = &mut scales[nth as usize][scales_of(range)];
-                storage::store_codes(code, stream(), first, block, &mut slot[range.clone()], scales);
+                storage::store_codes(code, random(), block, &mut slot[range.clone()], scales);
             }
         }
     }
@@ -233,14 +233,11 @@ fn open_bf16<'b>(
     slots: &'b mut [&mut [u8]],
     range: &Range<usize>,
 ) -> Opened<'b> {
-    let (mut opened, mut streams) = (Bf16Slots::default(), [0; MAX_SLOTS]);
-    for (plane, ((opened, stream), slot)) in
-        (1..).zip(opened.iter_mut().zip(&mut streams).zip(slots)).take(form.slots.len())
-    {
+    let mut opened = Bf16Slots::default();
+    for (opened, slot) in opened.iter_mut().zip(slots).take(form.slots.len()) {
         *opened = numbers_mut(&mut slot[scaled(range, 2)]);
-        *stream = format::stream(form.tensor.key, step, plane);
     }
-    Opened::Bf16(opened, Random { streams, first: storage::low(element + range.start) })
+    Opened::Bf16(opened, SlotBits::new(form.tensor.key, step, element + range.start))
 }
 
 /// Updates a piece: `kernel(first element within the piece, p, g, its scaling, slots)`; the gradient is shaped but for the scaling.
@@ -349,8 +346,8 @@ fn update_block(
             block
         }
         Some(Master::Stochastic) => {
-            let stream = format::stream(form.tensor.key, step, 0);
-            storage::store_stochastic(dtype, stream, *element + range.start, block, &mut stored[narrow]);
+            let random = Random::of_param(form.tensor.key, step, *element + range.start);
+            storage::store_stochastic(dtype, random, block, &mut stored[narrow]);
             block
         }
         Some(Master::Split) => {

@@ -303,7 +303,7 @@ fn arrays(tensor: &Tensor, slots: &[Slot]) -> Vec<Array> {
             SlotFormat::F16 => {}
             SlotFormat::Bf16 => arrays.push(Array { part, bits: 16, shared: 1, init: half(format::f32_to_bf16(init)) }),
             SlotFormat::Block8(code) => {
-                let scale = init.abs();
+                let scale = format::scale_of(&[init]);
                 let code = match code {
                     format::Code8::Signed => format::encode_signed(init, scale, 0),
                     format::Code8::Positive => format::encode_positive(init, scale, 0),

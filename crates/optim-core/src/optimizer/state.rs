@@ -182,9 +182,11 @@ impl Optimizer {
                         read(from_scales, Element::F32, first / BLOCK, count.div_ceil(BLOCK), scales)?;
                     }
                     decode(from, bytes, scales, values);
-                    let plane = u32::try_from(nth + 1).unwrap_or_default();
-                    let stream = format::stream(self.tensors[parameter].key, low_bits(step), plane);
-                    encode(to, values, stream, first, bytes, scales);
+                    let slot = u32::try_from(nth).unwrap_or_default();
+                    let stream = format::slot_stream(self.tensors[parameter].key, low_bits(step), slot);
+                    let random =
+                        |at: usize| format::of_slot(format::random_at(stream, low_bits((first + at) as u64)), slot);
+                    encode(to, values, random, bytes, scales);
                     self.engine.write(parameter, part, first, bytes)?;
                     if matches!(to, SlotFormat::Block8(_)) {
                         self.engine.write(parameter, Part::Scales(nth), first / BLOCK, scales)?;
@@ -754,11 +756,10 @@ pub(super) fn decode(from: SlotFormat, bytes: &[u8], scales: &[u8], values: &mut
     }
 }
 
-/// Keeps numbers, the first of which is element `first` of its tensor.
-fn encode(to: SlotFormat, values: &[f32], stream: u32, first: usize, bytes: &mut Vec<u8>, scales: &mut Vec<u8>) {
+/// Keeps numbers; `random` gives the random bits of each.
+fn encode(to: SlotFormat, values: &[f32], random: impl Fn(usize) -> u32, bytes: &mut Vec<u8>, scales: &mut Vec<u8>) {
     bytes.clear();
     scales.clear();
-    let random = |at: usize| format::random_at(stream, low_bits((first + at) as u64));
     match to {
         SlotFormat::F32 => bytes.extend(values.iter().flat_map(|x| x.to_ne_bytes())),
         SlotFormat::F16 => {

@@ -6,7 +6,7 @@ use crate::rule::{Slot, SlotShape};
 use crate::{DType, Error, Optimizer, Parameter, Result};
 
 /// In place of random bits: the nearer of two codes.
-const NEAREST: u32 = 0x0080_0000;
+const NEAREST: u32 = 0x2000;
 
 impl Optimizer {
     /// Rearranges the rows of a parameter, that is of its first axis, with all its state, in one call: row `i` from now on is what row
