@@ -24,12 +24,33 @@ pub(crate) struct Form {
     pub(crate) plain: bool,
     /// Whether a kernel updates it that scales gradients.
     pub(crate) scales: bool,
-    /// Whether all slots are `bf16`, and that kernel reads and stores them.
-    pub(crate) bf16: bool,
+    /// Whether all slots are kept in one way of fewer bits, and that kernel reads and stores them.
+    pub(crate) narrow: Option<Narrow>,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
     /// What a row-sparse gradient does.
     pub(crate) sparse: Sparse,
+}
+
+/// How all slots of a parameter are kept, in fewer bits than 32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Narrow {
+    /// As `bf16`.
+    Bf16,
+    /// As 8-bit codes.
+    Block8,
+}
+
+impl Narrow {
+    fn of(formats: &[Option<SlotFormat>]) -> Option<Self> {
+        let all = |is: fn(&SlotFormat) -> bool| {
+            !formats.is_empty() && formats.iter().all(|format| format.as_ref().is_some_and(is))
+        };
+        if all(|format| *format == SlotFormat::Bf16) {
+            return Some(Self::Bf16);
+        }
+        all(|format| matches!(format, SlotFormat::Block8(_))).then_some(Self::Block8)
+    }
 }
 
 impl Form {
@@ -50,9 +71,7 @@ impl Form {
                 && master.is_none()
                 && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
             scales: built_in,
-            bf16: built_in
-                && !slots.is_empty()
-                && formats.iter().take(slots.len()).all(|format| *format == Some(SlotFormat::Bf16)),
+            narrow: Narrow::of(&formats[..slots.len()]).filter(|_| built_in),
             slots,
             master,
             formats,

@@ -3,6 +3,7 @@
 use std::{array, fmt};
 
 use multiversion::{multiversion, target::match_target};
+use optim_core::format::Coding;
 pub(crate) use optim_core::rule::MAX_SLOTS;
 use optim_core::rule::StepScalars;
 use optim_core::{Rule, format};
@@ -22,6 +23,16 @@ pub(crate) enum Opened<'a> {
     F32(Slots<'a>),
     /// As `bf16`, all of them.
     Bf16(Bf16Slots<'a>, SlotBits),
+    /// As 8-bit codes, all of them, from the beginning of a block on.
+    Block8(Block8Slots<'a>, SlotBits),
+}
+
+/// Slots that are kept as 8-bit codes, with the scales of their blocks.
+#[derive(Debug)]
+pub(crate) struct Block8Slots<'a> {
+    pub(crate) codes: [&'a mut [u8]; MAX_SLOTS],
+    pub(crate) scales: [&'a mut [f32]; MAX_SLOTS],
+    pub(crate) codings: [Coding; MAX_SLOTS],
 }
 
 /// What the random bits of a piece's slots follow from.
@@ -84,6 +95,8 @@ pub(crate) struct Kernel {
     /// With slots that are read from `bf16` and rounded stochastically in the same loop: what waits for divisions and roots
     /// computes random bits meanwhile.
     pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, SlotBits),
+    /// With slots that are read from 8-bit codes and stored as such, block by block.
+    pub(crate) block8: fn(&StepScalars, &mut [f32], &[f32], Scaling, Block8Slots<'_>, SlotBits),
 }
 
 /// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
@@ -112,7 +125,7 @@ pub(crate) enum Update {
 }
 
 impl Update {
-    /// Updates a stretch; `rule` as it is at this step. Only a built-in rule takes a scaling and slots as `bf16`.
+    /// Updates a stretch; `rule` as it is at this step. Only a built-in rule takes a scaling and narrow slots.
     #[inline]
     pub(crate) fn run(
         self,
@@ -130,6 +143,7 @@ impl Update {
         match slots {
             Opened::F32(slots) => (kernel.f32)(scalars, p, g, scaling, slots),
             Opened::Bf16(slots, random) => (kernel.bf16)(scalars, p, g, scaling, slots, random),
+            Opened::Block8(slots, random) => (kernel.block8)(scalars, p, g, scaling, slots, random),
         }
     }
 }
@@ -141,7 +155,7 @@ fn run_custom(rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slot
             let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
             rule.update(scalars, p, g, &mut slots[..used]);
         }
-        _ => unreachable!("a factored rule has a walk of its own, and only a kernel reads bf16"),
+        _ => unreachable!("a factored rule has a walk of its own, and only a kernel reads narrow slots"),
     }
 }
 
@@ -172,17 +186,27 @@ macro_rules! elementwise {
     ($kernel:ident = $update:path, $step:ty, [$($slot:ident),*]) => {
         #[allow(non_upper_case_globals, reason = "named as a function is")]
         pub(crate) const $kernel: $crate::kernel::Kernel = {
+            use optim_core::format::BLOCK;
+            use $crate::arch::{ROW, fetch};
+
+            const SLOTS: usize = <[&str]>::len(&[$(stringify!($slot)),*]);
             #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
             fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: $crate::kernel::Scaling, $($slot: &mut [f32]),*) {
-                let (p, n) = { let n = p.len(); (&mut p[..n], n) };
-                let g = &g[..n];
-                $(let $slot = &mut $slot[..n];)*
-                for i in 0..n {
-                    let g = scaling.apply(g[i], p[i]);
-                    $update(s, &mut p[i], g, $(&mut $slot[i]),*);
+                let n = p.len();
+                for start in (0..n).step_by(ROW) {
+                    let end = n.min(start + ROW);
+                    fetch(p, start);
+                    fetch(g, start);
+                    $(fetch($slot, start);)*
+                    let (p, g) = (&mut p[start..end], &g[start..end]);
+                    $(let $slot = &mut $slot[start..end];)*
+                    for i in 0..p.len() {
+                        let g = scaling.apply(g[i], p[i]);
+                        $update(s, &mut p[i], g, $(&mut $slot[i]),*);
+                    }
                 }
             }
             #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
@@ -198,22 +222,79 @@ macro_rules! elementwise {
                 $($slot: &mut [u16],)*
                 random: $crate::kernel::SlotBits,
             ) {
-                let (p, n) = { let n = p.len(); (&mut p[..n], n) };
-                let g = &g[..n];
-                $(let $slot = &mut $slot[..n];)*
-                for i in 0..n {
-                    let mut values = $crate::kernel::read_bf16([$($slot[i]),*]);
-                    {
-                        let [$($slot),*] = &mut values;
-                        let g = scaling.apply(g[i], p[i]);
-                        $update(s, &mut p[i], g, $($slot),*);
+                let n = p.len();
+                for start in (0..n).step_by(ROW) {
+                    let end = n.min(start + ROW);
+                    fetch(p, start);
+                    fetch(g, start);
+                    $(fetch($slot, start);)*
+                    let (p, g) = (&mut p[start..end], &g[start..end]);
+                    $(let $slot = &mut $slot[start..end];)*
+                    for i in 0..p.len() {
+                        let mut values = $crate::kernel::read_bf16([$($slot[i]),*]);
+                        {
+                            let [$($slot),*] = &mut values;
+                            let g = scaling.apply(g[i], p[i]);
+                            $update(s, &mut p[i], g, $($slot),*);
+                        }
+                        let stored = $crate::kernel::round_bf16(values, random.at(start + i));
+                        let mut nth = 0;
+                        $(
+                            $slot[i] = stored[nth];
+                            nth += 1;
+                        )*
                     }
-                    let stored = $crate::kernel::round_bf16(values, random.at(i));
-                    let mut nth = 0;
-                    $(
-                        $slot[i] = stored[nth];
-                        nth += 1;
-                    )*
+                }
+            }
+            #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
+            #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
+            #[multiversion::multiversion(targets(
+                "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
+            ))]
+            fn walk_block8(
+                s: &$step,
+                p: &mut [f32],
+                g: &[f32],
+                scaling: $crate::kernel::Scaling,
+                $($slot: &mut [u8],)*
+                mut blocks: $crate::kernel::Blocks8<'_, SLOTS>,
+                random: $crate::kernel::SlotBits,
+            ) {
+                let n = p.len();
+                let mut staged = [[0.0; BLOCK]; SLOTS];
+                for (block, start) in (0..n).step_by(BLOCK).enumerate() {
+                    let end = n.min(start + BLOCK);
+                    let mut largest = [0; SLOTS];
+                    let scales = blocks.scales(block);
+                    for row in (start..end).step_by(ROW) {
+                        fetch(p, row);
+                        for i in row..end.min(row + ROW) {
+                            let mut values = blocks.decode([$($slot[i]),*], &scales);
+                            {
+                                let [$($slot),*] = &mut values;
+                                let g = scaling.apply(g[i], p[i]);
+                                $update(s, &mut p[i], g, $($slot),*);
+                            }
+                            for nth in 0..SLOTS {
+                                staged[nth][i - start] = values[nth];
+                                let bits = optim_core::format::magnitude(values[nth]);
+                                largest[nth] = if bits > largest[nth] { bits } else { largest[nth] };
+                            }
+                        }
+                    }
+                    let steps = blocks.steps(block, &largest);
+                    for row in (start..end).step_by(ROW) {
+                        fetch(g, row);
+                        $(fetch($slot, row);)*
+                        for i in row..end.min(row + ROW) {
+                            let bits = random.at::<SLOTS>(i);
+                            let mut nth = 0;
+                            $(
+                                $slot[i] = blocks.codings[nth].encode(staged[nth][i - start], steps[nth], bits[nth]);
+                                nth += 1;
+                            )*
+                        }
+                    }
                 }
             }
             $crate::kernel::Kernel {
@@ -227,11 +308,56 @@ macro_rules! elementwise {
                     let [$($slot,)* ..] = slots;
                     walk_bf16(step, p, g, scaling, $($slot,)* random);
                 },
+                block8: |scalars, p, g, scaling, slots, random| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let blocks = $crate::kernel::Blocks8::new(&slots.codings, slots.scales);
+                    let [$($slot,)* ..] = slots.codes;
+                    walk_block8(step, p, g, scaling, $($slot,)* blocks, random);
+                },
             }
         };
     };
 }
 pub(crate) use elementwise;
+
+/// The scales of `N` slots that are kept as 8-bit codes, and how these are made.
+#[derive(Debug)]
+pub(crate) struct Blocks8<'a, const N: usize> {
+    pub(crate) codings: [Coding; N],
+    scales: [&'a mut [f32]; N],
+}
+
+impl<'a, const N: usize> Blocks8<'a, N> {
+    pub(crate) fn new(codings: &[Coding; MAX_SLOTS], scales: [&'a mut [f32]; MAX_SLOTS]) -> Self {
+        let mut scales = scales.into_iter();
+        Self {
+            codings: array::from_fn(|nth| codings[nth]),
+            scales: array::from_fn(|_| scales.next().unwrap_or_default()),
+        }
+    }
+
+    /// The scales of a block.
+    #[inline(always)]
+    pub(crate) fn scales(&self, block: usize) -> [f32; N] {
+        array::from_fn(|nth| self.scales[nth][block])
+    }
+
+    /// The slots of one element, of a block with these scales.
+    #[inline(always)]
+    pub(crate) fn decode(&self, codes: [u8; N], scales: &[f32; N]) -> [f32; N] {
+        array::from_fn(|nth| self.codings[nth].decode(codes[nth], scales[nth]))
+    }
+
+    /// Stores the scales of a block with these largest magnitudes, and gives what numbers are multiplied with to be coded.
+    #[inline(always)]
+    pub(crate) fn steps(&mut self, block: usize, largest: &[u32; N]) -> [f32; N] {
+        array::from_fn(|nth| {
+            let scale = format::scale_from(largest[nth]);
+            self.scales[nth][block] = scale;
+            self.codings[nth].steps(scale)
+        })
+    }
+}
 
 /// The slots of one element.
 #[inline(always)]

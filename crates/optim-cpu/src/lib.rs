@@ -22,8 +22,10 @@
 //! | `factored` | the walks of rules that keep second moments by row and column |
 //! | `form` | how a parameter and its state are kept |
 //! | `arena` | the state's memory |
-#![forbid(unsafe_code)]
+//! | `arch` | hints to the processor |
+#![deny(unsafe_code)]
 
+mod arch;
 mod arena;
 mod drive;
 mod engine;

@@ -6,14 +6,14 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 use optim_core::backend::{Record, SlotFormat};
-use optim_core::format::{self, Master};
+use optim_core::format::{self, Code8, Master};
 use optim_core::rule::{MAX_SLOTS, MAX_TERMS, Sparse};
 use optim_core::{DType, compressed};
 
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
-use crate::form::Form;
-use crate::kernel::{Bf16Slots, Opened, Scaling, SlotBits, Slots};
+use crate::form::{Form, Narrow};
+use crate::kernel::{Bf16Slots, Block8Slots, Opened, Scaling, SlotBits, Slots};
 use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
@@ -224,20 +224,42 @@ fn close(
     }
 }
 
-/// The slots of a range, which are `bf16`, in place.
+/// The slots of a range, which are all kept in one way of fewer bits, in place.
 #[inline(always)]
-fn open_bf16<'b>(
+fn open_narrow<'b>(
     form: &Form,
+    narrow: Narrow,
     step: u32,
     element: usize,
     slots: &'b mut [&mut [u8]],
     range: &Range<usize>,
 ) -> Opened<'b> {
-    let mut opened = Bf16Slots::default();
-    for (opened, slot) in opened.iter_mut().zip(slots).take(form.slots.len()) {
-        *opened = numbers_mut(&mut slot[scaled(range, 2)]);
+    let bits = SlotBits::new(form.tensor.key, step, element + range.start);
+    let (slots, scales) = slots.split_at_mut(MAX_SLOTS);
+    let slots = slots.iter_mut().take(form.slots.len());
+    match narrow {
+        Narrow::Bf16 => {
+            let mut opened = Bf16Slots::default();
+            opened.iter_mut().zip(slots).for_each(|(opened, slot)| *opened = numbers_mut(&mut slot[scaled(range, 2)]));
+            Opened::Bf16(opened, bits)
+        }
+        Narrow::Block8 => {
+            let mut opened = Block8Slots {
+                codes: Default::default(),
+                scales: Default::default(),
+                codings: form.formats.map(|format| match format {
+                    Some(SlotFormat::Block8(code)) => code.coding(),
+                    _ => Code8::Signed.coding(),
+                }),
+            };
+            opened.codes.iter_mut().zip(slots).for_each(|(codes, slot)| *codes = &mut slot[range.clone()]);
+            let scales = scales.iter_mut().take(form.slots.len());
+            opened.scales.iter_mut().zip(scales).for_each(|(opened, scales)| {
+                *opened = floats_mut(&mut scales[scales_of(range)]);
+            });
+            Opened::Block8(opened, bits)
+        }
     }
-    Opened::Bf16(opened, SlotBits::new(form.tensor.key, step, element + range.start))
 }
 
 /// Updates a piece: `kernel(first element within the piece, p, g, its scaling, slots)`; the gradient is shaped but for the scaling.
@@ -260,12 +282,13 @@ pub(crate) fn update(
         slots.iter_mut().zip(&mut piece.arrays[SLOTS..]).for_each(|(slot, bytes)| *slot = floats_mut(bytes));
         return kernel(0, floats_mut(piece.p), g, scaling, Opened::F32(slots));
     }
-    if form.bf16
+    if let Some(narrow) = form.narrow
         && form.master.is_none()
         && !averages
         && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
     {
-        let slots = open_bf16(form, record.stages.step, piece.element, &mut piece.arrays[SLOTS..], &whole);
+        let slots =
+            open_narrow(form, narrow, record.stages.step, piece.element, &mut piece.arrays[SLOTS..MASTER], &whole);
         return kernel(0, floats_mut(piece.p), g, scaling, slots);
     }
     let blocks = space.blocks();
@@ -327,8 +350,8 @@ fn update_block(
         Some(found) => found,
         None => (&*gradient.shaped(shape, *element, &range, p, &mut blocks.g), Scaling::NONE),
     };
-    if form.bf16 {
-        kernel(range.start, p, g, scaling, open_bf16(form, step, *element, slots, &range));
+    if let Some(narrow) = form.narrow {
+        kernel(range.start, p, g, scaling, open_narrow(form, narrow, step, *element, slots, &range));
     } else {
         kernel(range.start, p, g, scaling, Opened::F32(open(form, slots, &range, &mut blocks.slots)));
         close(form, step, *element, slots, &range, &blocks.slots);
