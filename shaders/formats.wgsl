@@ -155,7 +155,7 @@ fn scale_from(largest: u32) -> f32 {
 }
 
 // How a number becomes a code: the bits of z = 2 + |x| / scale · most below the code's, the bit of the sign, most, 1 / most,
-// and the least code of what is not 0.
+// and the bits of the least code of what is not 0, with those of z above it, if 0 has a code of its own.
 struct Coding {
     shift: u32,
     sign: u32,
@@ -165,7 +165,7 @@ struct Coding {
 }
 
 const SIGNED = Coding(19u, 0x80u, 494.0, 0.0020242915, 0u);
-const POSITIVE = Coding(18u, 0u, 502.0, 0.0019920319, 1u);
+const POSITIVE = Coding(18u, 0u, 502.0, 0.0019920319, 0x1001u);
 
 // What numbers are multiplied with; 0 if they cannot be stored.
 fn steps(coding: Coding, scale: f32) -> f32 {
@@ -194,14 +194,16 @@ fn encode(coding: Coding, x: f32, steps: f32, random: u32) -> u32 {
     }
     // 14 random bits, in the middle of their steps.
     let added = ((random & 0x3fffu) << (coding.shift - 14u)) | (1u << (coding.shift - 15u));
-    var code = ((bitcast<u32>(z) + added) >> coding.shift) & (0xffu ^ coding.sign);
-    if (code < coding.least) {
-        code = coding.least;
+    var code = (bitcast<u32>(z) + added) >> coding.shift;
+    if (coding.least != 0u) {
+        if (code < coding.least) {
+            code = coding.least;
+        }
+        if (magnitude == 0u) {
+            code = 0u;
+        }
     }
-    code = code | ((bits >> 24u) & coding.sign);
-    if (magnitude == 0u || steps == 0.0) {
-        code = 0u;
-    }
+    code = (code | ((bits >> 24u) & coding.sign)) & 0xffu;
     return code;
 }
 

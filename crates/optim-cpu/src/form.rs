@@ -5,7 +5,10 @@ use std::ops::Range;
 use optim_core::backend::{Part, Plan, SlotFormat, Tensor};
 use optim_core::format::Master;
 use optim_core::rule::{MAX_SLOTS, Passes, Slot, SlotShape, Sparse};
-use optim_core::{Error, Result, Rule};
+use optim_core::{Error, Result};
+
+use crate::kernel::{NarrowKernel, Update};
+use crate::rules;
 
 /// All of a parameter that does not change from step to step.
 #[derive(Debug)]
@@ -42,14 +45,15 @@ pub(crate) enum Narrow {
 }
 
 impl Narrow {
-    fn of(formats: &[Option<SlotFormat>]) -> Option<Self> {
-        let all = |is: fn(&SlotFormat) -> bool| {
-            !formats.is_empty() && formats.iter().all(|format| format.as_ref().is_some_and(is))
-        };
-        if all(|format| *format == SlotFormat::Bf16) {
+    /// How a kernel takes slots of these formats.
+    fn of(formats: &[Option<SlotFormat>], kernel: NarrowKernel) -> Option<Self> {
+        let bf16 = [SlotFormat::Bf16].into_iter().cycle().take(kernel.codes.len());
+        let block8 = kernel.codes.iter().map(|code| SlotFormat::Block8(*code));
+        let formats = || formats.iter().copied();
+        if formats().eq(bf16.map(Some)) {
             return Some(Self::Bf16);
         }
-        all(|format| matches!(format, SlotFormat::Block8(_))).then_some(Self::Block8)
+        formats().eq(block8.map(Some)).then_some(Self::Block8)
     }
 }
 
@@ -62,16 +66,18 @@ impl Form {
             *format = Some(tensor.slot_format(slot));
         }
         let master = tensor.master();
-        let built_in =
-            spec.passes() != Passes::Factored && !matches!(plan.rules[tensor.rule].kernel(), Rule::Custom(_));
+        let kernel = match rules::kernels(&plan.rules[tensor.rule]).update {
+            Update::BuiltIn(kernel) => Some(kernel),
+            Update::Custom | Update::Factored => None,
+        };
         Self {
             len: tensor.parameter.len(),
             width: tensor.rows().1,
             plain: spec.passes() != Passes::Factored
                 && master.is_none()
                 && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
-            scales: built_in,
-            narrow: Narrow::of(&formats[..slots.len()]).filter(|_| built_in),
+            scales: kernel.is_some(),
+            narrow: kernel.and_then(|kernel| Narrow::of(&formats[..slots.len()], kernel.narrow?)),
             slots,
             master,
             formats,

@@ -1,15 +1,28 @@
 //! How a rule's `update`, which sees one element, becomes a loop over slices that is compiled for several instruction sets.
 
-use std::{array, fmt};
+use std::fmt;
 
-use multiversion::{multiversion, target::match_target};
-use optim_core::format::Coding;
+use multiversion::target::match_target;
 pub(crate) use optim_core::rule::MAX_SLOTS;
 use optim_core::rule::StepScalars;
 use optim_core::{Rule, format};
 
 use crate::reduce::{Columns, Sums};
 use crate::storage::low;
+
+/// What kernels are made of.
+pub(crate) mod parts {
+    pub(crate) use std::array;
+
+    pub(crate) use multiversion::multiversion;
+    pub(crate) use optim_core::format::{self, BLOCK, Code8, Coding};
+
+    pub(crate) use super::{
+        Kernel, NarrowKernel, Scaling, SlotBits, codings, decode, encode, raise, read_bf16, round_bf16, steps,
+    };
+    pub(crate) use crate::arch::{ROW, fetch};
+}
+use parts::{Code8, Coding, array, multiversion};
 
 /// The slots of a piece of a parameter: slices of its length; those that the rule does not have are empty.
 pub(crate) type Slots<'a> = [&'a mut [f32]; MAX_SLOTS];
@@ -32,7 +45,6 @@ pub(crate) enum Opened<'a> {
 pub(crate) struct Block8Slots<'a> {
     pub(crate) codes: [&'a mut [u8]; MAX_SLOTS],
     pub(crate) scales: [&'a mut [f32]; MAX_SLOTS],
-    pub(crate) codings: [Coding; MAX_SLOTS],
 }
 
 /// What the random bits of a piece's slots follow from.
@@ -48,6 +60,12 @@ impl SlotBits {
     pub(crate) fn new(key: u32, step: u32, first: usize) -> Self {
         let streams = array::from_fn(|pair| format::slot_stream(key, step, 2 * low(pair)));
         Self { streams, first: low(first) }
+    }
+
+    /// Those of what begins `elements` later.
+    #[inline(always)]
+    pub(crate) fn from(self, elements: usize) -> Self {
+        Self { first: self.first.wrapping_add(low(elements)), ..self }
     }
 
     /// The bits of the first `N` slots of the element `i`, counted from the first.
@@ -77,10 +95,8 @@ impl Scaling {
 
     #[inline(always)]
     pub(crate) fn apply(self, g: f32, p: f32) -> f32 {
-        let mut scaled = g;
-        if self.factor != 1.0 {
-            scaled = self.factor * g;
-        }
+        // A number times 1 is that number.
+        let mut scaled = self.factor * g;
         if self.weight_decay != 0.0 {
             scaled += self.weight_decay * p;
         }
@@ -92,11 +108,18 @@ impl Scaling {
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
     pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Scaling, Slots<'_>),
-    /// With slots that are read from `bf16` and rounded stochastically in the same loop: what waits for divisions and roots
-    /// computes random bits meanwhile.
+    /// Of a rule that has slots which can all be kept narrow.
+    pub(crate) narrow: Option<NarrowKernel>,
+}
+
+/// A rule's kernel with slots that are read and stored in the same loop: what waits for divisions and roots computes random
+/// bits meanwhile.
+#[derive(Clone, Copy)]
+pub(crate) struct NarrowKernel {
     pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, SlotBits),
-    /// With slots that are read from 8-bit codes and stored as such, block by block.
+    /// With 8-bit codes of these kinds, block by block.
     pub(crate) block8: fn(&StepScalars, &mut [f32], &[f32], Scaling, Block8Slots<'_>, SlotBits),
+    pub(crate) codes: &'static [Code8],
 }
 
 /// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
@@ -140,10 +163,11 @@ impl Update {
             Self::BuiltIn(kernel) => kernel,
             Self::Custom | Self::Factored => return run_custom(rule, scalars, p, g, slots),
         };
-        match slots {
-            Opened::F32(slots) => (kernel.f32)(scalars, p, g, scaling, slots),
-            Opened::Bf16(slots, random) => (kernel.bf16)(scalars, p, g, scaling, slots, random),
-            Opened::Block8(slots, random) => (kernel.block8)(scalars, p, g, scaling, slots, random),
+        match (slots, kernel.narrow) {
+            (Opened::F32(slots), _) => (kernel.f32)(scalars, p, g, scaling, slots),
+            (Opened::Bf16(slots, bits), Some(kernel)) => (kernel.bf16)(scalars, p, g, scaling, slots, bits),
+            (Opened::Block8(slots, bits), Some(kernel)) => (kernel.block8)(scalars, p, g, scaling, slots, bits),
+            (_, None) => unreachable!("slots are opened as the kernel takes them"),
         }
     }
 }
@@ -178,7 +202,8 @@ impl fmt::Debug for Kernels {
     }
 }
 
-/// Makes a [`Kernel`] of a function `update(step, p, g, slots…)`.
+/// Makes a [`Kernel`] of a function `update(step, p, g, slots…)`. Slots that can be kept narrow are written with the kind of their
+/// 8-bit codes, as in `[m: Signed, v: Positive]`, if all can.
 ///
 /// The loops stand in functions whose slices are separate arguments: so the compiler knows that they do not overlap, and
 /// vectorizes them as well as intrinsics would be.
@@ -186,177 +211,192 @@ macro_rules! elementwise {
     ($kernel:ident = $update:path, $step:ty, [$($slot:ident),*]) => {
         #[allow(non_upper_case_globals, reason = "named as a function is")]
         pub(crate) const $kernel: $crate::kernel::Kernel = {
-            use optim_core::format::BLOCK;
-            use $crate::arch::{ROW, fetch};
+            use $crate::kernel::parts::*;
+            Kernel { f32: elementwise!(@f32 $update, $step, [$($slot),*]), narrow: None }
+        };
+    };
+    ($kernel:ident = $update:path, $step:ty, [$($slot:ident: $code:ident),*]) => {
+        #[allow(non_upper_case_globals, reason = "named as a function is")]
+        pub(crate) const $kernel: $crate::kernel::Kernel = {
+            use $crate::kernel::parts::*;
 
-            const SLOTS: usize = <[&str]>::len(&[$(stringify!($slot)),*]);
+            const CODES: &[Code8] = &[$(Code8::$code),*];
+            const SLOTS: usize = CODES.len();
+            const HALF: usize = BLOCK / 2;
+
             #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
-            #[multiversion::multiversion(targets(
+            #[multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
-            fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: $crate::kernel::Scaling, $($slot: &mut [f32]),*) {
+            fn walk_bf16(s: &$step, p: &mut [f32], g: &[f32], scaling: Scaling, $($slot: &mut [u16],)* bits: SlotBits) {
                 let n = p.len();
-                for start in (0..n).step_by(ROW) {
-                    let end = n.min(start + ROW);
-                    fetch(p, start);
-                    fetch(g, start);
-                    $(fetch($slot, start);)*
-                    let (p, g) = (&mut p[start..end], &g[start..end]);
-                    $(let $slot = &mut $slot[start..end];)*
-                    for i in 0..p.len() {
-                        let g = scaling.apply(g[i], p[i]);
-                        $update(s, &mut p[i], g, $(&mut $slot[i]),*);
-                    }
-                }
-            }
-            #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
-            #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
-            #[multiversion::multiversion(targets(
-                "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
-            ))]
-            fn walk_bf16(
-                s: &$step,
-                p: &mut [f32],
-                g: &[f32],
-                scaling: $crate::kernel::Scaling,
-                $($slot: &mut [u16],)*
-                random: $crate::kernel::SlotBits,
-            ) {
-                let n = p.len();
-                for start in (0..n).step_by(ROW) {
-                    let end = n.min(start + ROW);
-                    fetch(p, start);
-                    fetch(g, start);
-                    $(fetch($slot, start);)*
-                    let (p, g) = (&mut p[start..end], &g[start..end]);
-                    $(let $slot = &mut $slot[start..end];)*
-                    for i in 0..p.len() {
-                        let mut values = $crate::kernel::read_bf16([$($slot[i]),*]);
+                for row in (0..n).step_by(ROW) {
+                    let len = ROW.min(n - row);
+                    fetch(p, row);
+                    fetch(g, row);
+                    $(fetch($slot, row);)*
+                    let (p, g, bits) = (&mut p[row..][..len], &g[row..][..len], bits.from(row));
+                    $(let $slot = &mut $slot[row..][..len];)*
+                    for i in 0..len {
+                        let mut values = read_bf16([$($slot[i]),*]);
                         {
                             let [$($slot),*] = &mut values;
                             let g = scaling.apply(g[i], p[i]);
-                            $update(s, &mut p[i], g, $($slot),*);
+                                $update(s, &mut p[i], g, $($slot),*);
                         }
-                        let stored = $crate::kernel::round_bf16(values, random.at(start + i));
-                        let mut nth = 0;
-                        $(
-                            $slot[i] = stored[nth];
-                            nth += 1;
-                        )*
+                        elementwise!(@store i, round_bf16(values, bits.at(i)), $($slot),*);
                     }
                 }
             }
-            #[allow(unused_mut, unused_variables, unused_assignments, reason = "a rule may have no slots")]
+
             #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
-            #[multiversion::multiversion(targets(
+            #[multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
             fn walk_block8(
                 s: &$step,
                 p: &mut [f32],
                 g: &[f32],
-                scaling: $crate::kernel::Scaling,
+                scaling: Scaling,
                 $($slot: &mut [u8],)*
-                mut blocks: $crate::kernel::Blocks8<'_, SLOTS>,
-                random: $crate::kernel::SlotBits,
+                mut scales: [&mut [f32]; SLOTS],
+                bits: SlotBits,
             ) {
+                let codings: [Coding; SLOTS] = codings(CODES);
                 let n = p.len();
-                let mut staged = [[0.0; BLOCK]; SLOTS];
+                // The codes, and the numbers of a block.
+                $(let mut $slot = ($slot, [0.0; BLOCK]);)*
                 for (block, start) in (0..n).step_by(BLOCK).enumerate() {
                     let end = n.min(start + BLOCK);
                     let mut largest = [0; SLOTS];
-                    let scales = blocks.scales(block);
-                    for row in (start..end).step_by(ROW) {
+                    let before = scales.each_ref().map(|scales| scales[block]);
+                    for row in (start..end).step_by(HALF) {
+                        let len = HALF.min(end - row);
                         fetch(p, row);
-                        for i in row..end.min(row + ROW) {
-                            let mut values = blocks.decode([$($slot[i]),*], &scales);
+                        fetch(p, row + ROW);
+                        let (p, g) = (&mut p[row..][..len], &g[row..][..len]);
+                        $(let $slot = (&$slot.0[row..][..len], &mut $slot.1[row - start..][..len]);)*
+                        for i in 0..len {
+                            let mut values = decode(&codings, [$($slot.0[i]),*], &before);
                             {
                                 let [$($slot),*] = &mut values;
                                 let g = scaling.apply(g[i], p[i]);
                                 $update(s, &mut p[i], g, $($slot),*);
                             }
-                            for nth in 0..SLOTS {
-                                staged[nth][i - start] = values[nth];
-                                let bits = optim_core::format::magnitude(values[nth]);
-                                largest[nth] = if bits > largest[nth] { bits } else { largest[nth] };
-                            }
+                            raise(&mut largest, &values);
+                            $(let $slot = &mut *$slot.1;)*
+                            elementwise!(@store i, values, $($slot),*);
                         }
                     }
-                    let steps = blocks.steps(block, &largest);
-                    for row in (start..end).step_by(ROW) {
+                    let after = largest.map(format::scale_from);
+                    scales.iter_mut().zip(after).for_each(|(scales, after)| scales[block] = after);
+                    let steps = steps(&codings, &after);
+                    for row in (start..end).step_by(HALF) {
+                        let len = HALF.min(end - row);
                         fetch(g, row);
-                        $(fetch($slot, row);)*
-                        for i in row..end.min(row + ROW) {
-                            let bits = random.at::<SLOTS>(i);
-                            let mut nth = 0;
-                            $(
-                                $slot[i] = blocks.codings[nth].encode(staged[nth][i - start], steps[nth], bits[nth]);
-                                nth += 1;
-                            )*
+                        fetch(g, row + ROW);
+                        $(
+                            fetch($slot.0, row);
+                            fetch($slot.0, row + ROW);
+                        )*
+                        let bits = bits.from(row);
+                        $(let $slot = (&mut $slot.0[row..][..len], &$slot.1[row - start..][..len]);)*
+                        for i in 0..len {
+                            let codes = encode(&codings, [$($slot.1[i]),*], &steps, bits.at(i));
+                            $(let $slot = &mut *$slot.0;)*
+                            elementwise!(@store i, codes, $($slot),*);
                         }
                     }
                 }
             }
-            $crate::kernel::Kernel {
-                f32: |scalars, p, g, scaling, slots| {
-                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-                    let [$($slot,)* ..] = slots;
-                    walk(step, p, g, scaling, $($slot),*);
-                },
-                bf16: |scalars, p, g, scaling, slots, random| {
-                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-                    let [$($slot,)* ..] = slots;
-                    walk_bf16(step, p, g, scaling, $($slot,)* random);
-                },
-                block8: |scalars, p, g, scaling, slots, random| {
-                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-                    let blocks = $crate::kernel::Blocks8::new(&slots.codings, slots.scales);
-                    let [$($slot,)* ..] = slots.codes;
-                    walk_block8(step, p, g, scaling, $($slot,)* blocks, random);
-                },
+
+            Kernel {
+                f32: elementwise!(@f32 $update, $step, [$($slot),*]),
+                narrow: Some(NarrowKernel {
+                    bf16: |scalars, p, g, scaling, slots, bits| {
+                        let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                        let [$($slot,)* ..] = slots;
+                        walk_bf16(step, p, g, scaling, $($slot,)* bits);
+                    },
+                    block8: |scalars, p, g, scaling, slots, bits| {
+                        let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                        let mut scales = slots.scales.into_iter();
+                        let scales = array::from_fn(|_| scales.next().unwrap_or_default());
+                        let [$($slot,)* ..] = slots.codes;
+                        walk_block8(step, p, g, scaling, $($slot,)* scales, bits);
+                    },
+                    codes: CODES,
+                }),
             }
         };
     };
+    (@f32 $update:path, $step:ty, [$($slot:ident),*]) => {{
+        #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
+        #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+        fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: Scaling, $($slot: &mut [f32]),*) {
+            let n = p.len();
+            for row in (0..n).step_by(ROW) {
+                let len = ROW.min(n - row);
+                fetch(p, row);
+                fetch(g, row);
+                $(fetch($slot, row);)*
+                let (p, g) = (&mut p[row..][..len], &g[row..][..len]);
+                $(let $slot = &mut $slot[row..][..len];)*
+                for i in 0..len {
+                    let g = scaling.apply(g[i], p[i]);
+                    $update(s, &mut p[i], g, $(&mut $slot[i]),*);
+                }
+            }
+        }
+        |scalars, p, g, scaling, slots| {
+            let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+            let [$($slot,)* ..] = slots;
+            walk(step, p, g, scaling, $($slot),*);
+        }
+    }};
+    // The numbers of an element, each to its slot.
+    (@store $i:ident, $values:expr, $($slot:ident),*) => {{
+        let mut values = $values.into_iter();
+        $(if let Some(value) = values.next() { $slot[$i] = value; })*
+    }};
 }
 pub(crate) use elementwise;
 
-/// The scales of `N` slots that are kept as 8-bit codes, and how these are made.
-#[derive(Debug)]
-pub(crate) struct Blocks8<'a, const N: usize> {
-    pub(crate) codings: [Coding; N],
-    scales: [&'a mut [f32]; N],
+/// Raises what is less than the magnitude of its number.
+#[inline(always)]
+pub(crate) fn raise<const N: usize>(largest: &mut [u32; N], values: &[f32; N]) {
+    for nth in 0..N {
+        largest[nth] = largest[nth].max(format::magnitude(values[nth]));
+    }
 }
 
-impl<'a, const N: usize> Blocks8<'a, N> {
-    pub(crate) fn new(codings: &[Coding; MAX_SLOTS], scales: [&'a mut [f32]; MAX_SLOTS]) -> Self {
-        let mut scales = scales.into_iter();
-        Self {
-            codings: array::from_fn(|nth| codings[nth]),
-            scales: array::from_fn(|_| scales.next().unwrap_or_default()),
-        }
-    }
+/// How codes of these kinds are made.
+#[inline(always)]
+pub(crate) fn codings<const N: usize>(codes: &[Code8]) -> [Coding; N] {
+    array::from_fn(|nth| codes[nth].coding())
+}
 
-    /// The scales of a block.
-    #[inline(always)]
-    pub(crate) fn scales(&self, block: usize) -> [f32; N] {
-        array::from_fn(|nth| self.scales[nth][block])
-    }
+/// The slots of one element, of a block with these scales.
+#[inline(always)]
+pub(crate) fn decode<const N: usize>(codings: &[Coding; N], codes: [u8; N], scales: &[f32; N]) -> [f32; N] {
+    array::from_fn(|nth| codings[nth].decode(codes[nth], scales[nth]))
+}
 
-    /// The slots of one element, of a block with these scales.
-    #[inline(always)]
-    pub(crate) fn decode(&self, codes: [u8; N], scales: &[f32; N]) -> [f32; N] {
-        array::from_fn(|nth| self.codings[nth].decode(codes[nth], scales[nth]))
-    }
+/// What the numbers of a block with these scales are multiplied with to be coded.
+#[inline(always)]
+pub(crate) fn steps<const N: usize>(codings: &[Coding; N], scales: &[f32; N]) -> [f32; N] {
+    array::from_fn(|nth| codings[nth].steps(scales[nth]))
+}
 
-    /// Stores the scales of a block with these largest magnitudes, and gives what numbers are multiplied with to be coded.
-    #[inline(always)]
-    pub(crate) fn steps(&mut self, block: usize, largest: &[u32; N]) -> [f32; N] {
-        array::from_fn(|nth| {
-            let scale = format::scale_from(largest[nth]);
-            self.scales[nth][block] = scale;
-            self.codings[nth].steps(scale)
-        })
-    }
+/// The codes of the slots of one element, rounded with these bits.
+#[inline(always)]
+pub(crate) fn encode<const N: usize>(
+    codings: &[Coding; N],
+    values: [f32; N],
+    steps: &[f32; N],
+    bits: [u32; N],
+) -> [u8; N] {
+    array::from_fn(|nth| codings[nth].encode(values[nth], steps[nth], bits[nth]))
 }
 
 /// The slots of one element.

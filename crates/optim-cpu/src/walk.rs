@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 use optim_core::backend::{Record, SlotFormat};
-use optim_core::format::{self, Code8, Master};
+use optim_core::format::{self, Master};
 use optim_core::rule::{MAX_SLOTS, MAX_TERMS, Sparse};
 use optim_core::{DType, compressed};
 
@@ -244,14 +244,7 @@ fn open_narrow<'b>(
             Opened::Bf16(opened, bits)
         }
         Narrow::Block8 => {
-            let mut opened = Block8Slots {
-                codes: Default::default(),
-                scales: Default::default(),
-                codings: form.formats.map(|format| match format {
-                    Some(SlotFormat::Block8(code)) => code.coding(),
-                    _ => Code8::Signed.coding(),
-                }),
-            };
+            let mut opened = Block8Slots { codes: Default::default(), scales: Default::default() };
             opened.codes.iter_mut().zip(slots).for_each(|(codes, slot)| *codes = &mut slot[range.clone()]);
             let scales = scales.iter_mut().take(form.slots.len());
             opened.scales.iter_mut().zip(scales).for_each(|(opened, scales)| {

@@ -18,4 +18,4 @@ fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
     *p = *p - s.alpha * *m / (*v + s.eps_outside);
 }
 
-elementwise!(kernel = update, Step, [m, v]);
+elementwise!(kernel = update, Step, [m: Signed, v: Positive]);

@@ -20,4 +20,4 @@ fn update(s: &Step, p: &mut f32, g: f32, a: &mut f32, b: &mut f32) {
     *p = *p - s.lr * u;
 }
 
-elementwise!(kernel = update, Step, [a, b]);
+elementwise!(kernel = update, Step, [a: Positive, b: Positive]);

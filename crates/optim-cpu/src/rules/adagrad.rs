@@ -18,4 +18,4 @@ fn update(s: &Step, p: &mut f32, g: f32, accum: &mut f32) {
     }
 }
 
-elementwise!(kernel = update, Step, [accum]);
+elementwise!(kernel = update, Step, [accum: Positive]);

@@ -34,5 +34,5 @@ fn update_amsgrad(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, vhat:
     *p = *p - s.alpha * *m / (vhat.sqrt() + s.eps);
 }
 
-elementwise!(kernel = update, Step, [m, v]);
+elementwise!(kernel = update, Step, [m: Signed, v: Positive]);
 elementwise!(kernel_amsgrad = update_amsgrad, Step, [m, v, vhat]);

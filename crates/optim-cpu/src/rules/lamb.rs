@@ -51,5 +51,5 @@ fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
     *p = *p - s.lr * s.ratio * u;
 }
 
-elementwise!(kernel = update, Step, [m, v]);
+elementwise!(kernel = update, Step, [m: Signed, v: Positive]);
 norms!(measure = terms, finished = finish, Step, [m, v]);

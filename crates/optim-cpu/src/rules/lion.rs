@@ -22,4 +22,4 @@ fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32) {
     *p = *p - s.lr * (d + s.weight_decay * *p);
 }
 
-elementwise!(kernel = update, Step, [m]);
+elementwise!(kernel = update, Step, [m: Signed]);

@@ -62,3 +62,23 @@ pub(crate) fn kernels(rule: &Rule) -> Kernels {
         Rule::Custom(_) => Kernels { update: Update::Custom, norms: None },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel takes narrow slots as its rule declares them, and does so if all of them can be narrow.
+    #[test]
+    fn narrow_kernels_are_those_of_the_slots() {
+        let mut narrow = 0;
+        for rule in Rule::all() {
+            let Update::BuiltIn(kernel) = kernels(&rule).update else { continue };
+            let slots = rule.spec().slots();
+            let declared: Option<Vec<_>> = slots.iter().map(|slot| slot.narrow).collect();
+            let taken = kernel.narrow.map(|kernel| kernel.codes.to_vec());
+            assert_eq!(taken, declared.filter(|codes| !codes.is_empty()), "{rule:?}");
+            narrow += usize::from(taken.is_some());
+        }
+        assert!(narrow >= 14, "{narrow} rules can have narrow slots");
+    }
+}

@@ -17,4 +17,4 @@ fn update(s: &Step, p: &mut f32, g: f32, v: &mut f32) {
     *p = *p - s.lr * d;
 }
 
-elementwise!(kernel = update, Step, [v]);
+elementwise!(kernel = update, Step, [v: Signed]);

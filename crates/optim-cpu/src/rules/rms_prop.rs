@@ -60,7 +60,7 @@ fn update_plain_centered(s: &Step, p: &mut f32, g: f32, ms: &mut f32, mg: &mut f
     *p = *p - s.lr_outside * (s.lr_inside * g / d);
 }
 
-elementwise!(kernel = update, Step, [ms, moment]);
+elementwise!(kernel = update, Step, [ms: Positive, moment: Signed]);
 elementwise!(kernel_centered = update_centered, Step, [ms, moment, mg]);
-elementwise!(kernel_plain = update_plain, Step, [ms]);
+elementwise!(kernel_plain = update_plain, Step, [ms: Positive]);
 elementwise!(kernel_plain_centered = update_plain_centered, Step, [ms, mg]);

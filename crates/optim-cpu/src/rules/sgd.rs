@@ -23,5 +23,5 @@ fn update_plain(s: &Step, p: &mut f32, g: f32) {
     *p = *p - s.lr * g;
 }
 
-elementwise!(kernel = update, Step, [accum]);
+elementwise!(kernel = update, Step, [accum: Signed]);
 elementwise!(kernel_plain = update_plain, Step, []);
