@@ -229,7 +229,7 @@ macro_rules! elementwise {
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
             fn walk_bf16(s: &$step, p: &mut [f32], g: &[f32], scaling: Scaling, $($slot: &mut [u16],)* bits: SlotBits) {
-                let n = p.len();
+                let (s, n) = (*s, p.len());
                 for row in (0..n).step_by(ROW) {
                     let len = ROW.min(n - row);
                     fetch(p, row);
@@ -242,7 +242,7 @@ macro_rules! elementwise {
                         {
                             let [$($slot),*] = &mut values;
                             let g = scaling.apply(g[i], p[i]);
-                                $update(s, &mut p[i], g, $($slot),*);
+                                $update(&s, &mut p[i], g, $($slot),*);
                         }
                         elementwise!(@store i, round_bf16(values, bits.at(i)), $($slot),*);
                     }
@@ -263,7 +263,7 @@ macro_rules! elementwise {
                 bits: SlotBits,
             ) {
                 let codings: [Coding; SLOTS] = codings(CODES);
-                let n = p.len();
+                let (s, n) = (*s, p.len());
                 // The codes, and the numbers of a block.
                 $(let mut $slot = ($slot, [0.0; BLOCK]);)*
                 for (block, start) in (0..n).step_by(BLOCK).enumerate() {
@@ -281,7 +281,7 @@ macro_rules! elementwise {
                             {
                                 let [$($slot),*] = &mut values;
                                 let g = scaling.apply(g[i], p[i]);
-                                $update(s, &mut p[i], g, $($slot),*);
+                                $update(&s, &mut p[i], g, $($slot),*);
                             }
                             raise(&mut largest, &values);
                             $(let $slot = &mut *$slot.1;)*
@@ -334,7 +334,8 @@ macro_rules! elementwise {
         #[allow(clippy::too_many_arguments, reason = "the slices are separate")]
         #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
         fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: Scaling, $($slot: &mut [f32]),*) {
-            let n = p.len();
+            // With scalars of its own, the loop needs no memory but the slices: fetching might change any other.
+            let (s, n) = (*s, p.len());
             for row in (0..n).step_by(ROW) {
                 let len = ROW.min(n - row);
                 fetch(p, row);
@@ -344,7 +345,7 @@ macro_rules! elementwise {
                 $(let $slot = &mut $slot[row..][..len];)*
                 for i in 0..len {
                     let g = scaling.apply(g[i], p[i]);
-                    $update(s, &mut p[i], g, $(&mut $slot[i]),*);
+                    $update(&s, &mut p[i], g, $(&mut $slot[i]),*);
                 }
             }
         }
