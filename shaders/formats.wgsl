@@ -205,22 +205,6 @@ fn encode(coding: Coding, x: f32, steps: f32, random: u32) -> u32 {
     return code;
 }
 
-fn decode_signed(code: u32, scale: f32) -> f32 {
-    return decode(SIGNED, code, scale);
-}
-
-fn encode_signed(x: f32, scale: f32, random: u32) -> u32 {
-    return encode(SIGNED, x, steps(SIGNED, scale), random);
-}
-
-fn decode_positive(code: u32, scale: f32) -> f32 {
-    return decode(POSITIVE, code, scale);
-}
-
-fn encode_positive(x: f32, scale: f32, random: u32) -> u32 {
-    return encode(POSITIVE, x, steps(POSITIVE, scale), random);
-}
-
 // Mixes 32 bits, one-to-one.
 fn hash(x: u32) -> u32 {
     var mixed = x;
@@ -235,6 +219,11 @@ fn hash(x: u32) -> u32 {
 // What the random bits of a whole tensor begin with: its key, the step's number, and what they round.
 fn stream(key: u32, step: u32, plane: u32) -> u32 {
     return hash(hash(hash(key) ^ step) ^ plane);
+}
+
+// The stream of a slot.
+fn slot_stream(key: u32, step: u32, slot: u32) -> u32 {
+    return stream(key, step, 1u + slot / 2u);
 }
 
 // The random bits of a slot, in the low half: two slots share them.
