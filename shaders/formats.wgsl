@@ -154,8 +154,8 @@ fn scale_from(largest: u32) -> f32 {
     return bitcast<f32>(bits);
 }
 
-// How a number becomes a code, the upper bits of z = 2 + |x| / scale · most: the bit of the sign, most, 1 / most, and the least
-// code of what is not 0.
+// How a number becomes a code, the upper bits of z = 2 + |x| / scale · most: the bit of the sign, most, 1 / most, and the bits
+// of the least code of what is not 0, with those of z above it, if 0 has a code of its own.
 struct Coding {
     sign: u32,
     most: f32,
@@ -164,7 +164,7 @@ struct Coding {
 }
 
 const SIGNED = Coding(0x80u, 494.0, 0.0020242915, 0u);
-const POSITIVE = Coding(0u, 126974.0, 7.875628e-6, 1u);
+const POSITIVE = Coding(0u, 126974.0, 7.875628e-6, 0x801u);
 
 // The bits of z below a code's.
 const SHIFT = 19u;
@@ -196,14 +196,16 @@ fn encode(coding: Coding, x: f32, steps: f32, random: u32) -> u32 {
     }
     // 14 random bits, in the middle of their steps.
     let added = ((random & 0x3fffu) << (SHIFT - 14u)) | (1u << (SHIFT - 15u));
-    var code = ((bitcast<u32>(z) + added) >> SHIFT) & (0xffu ^ coding.sign);
-    if (code < coding.least) {
-        code = coding.least;
+    var code = (bitcast<u32>(z) + added) >> SHIFT;
+    if (coding.least != 0u) {
+        if (code < coding.least) {
+            code = coding.least;
+        }
+        if (magnitude == 0u) {
+            code = 0u;
+        }
     }
-    code = code | ((bits >> 24u) & coding.sign);
-    if (magnitude == 0u || steps == 0.0) {
-        code = 0u;
-    }
+    code = (code | ((bits >> 24u) & coding.sign)) & 0xffu;
     return code;
 }
 

@@ -291,7 +291,7 @@ pub struct Coding {
     pub most: f32,
     /// `1 / most`: times `most` it is 1, exactly.
     pub part: f32,
-    /// The least code of what is not 0.
+    /// The bits of the least code of what is not 0, with those of `z` above it; 0 if every code may stand for what is not 0.
     pub least: u32,
 }
 
@@ -305,14 +305,13 @@ impl Code8 {
     pub const fn coding(self) -> Coding {
         match self {
             Self::Signed => Coding { sign: 0x80, most: 494.0, part: 1.0 / 494.0, least: 0 },
-            Self::Positive => Coding { sign: 0, most: 126_974.0, part: 1.0 / 126_974.0, least: 1 },
+            Self::Positive => Coding { sign: 0, most: 126_974.0, part: 1.0 / 126_974.0, least: 0x801 },
         }
     }
 }
 
 impl Coding {
-    /// What a block's numbers are multiplied with to be `y`. 0 stands for a block that cannot be stored, as its scale is 0 or
-    /// not finite.
+    /// What a block's numbers are multiplied with to be `y`: 0 if its scale is 0 or not finite.
     #[inline(always)]
     #[must_use]
     pub fn steps(self, scale: f32) -> f32 {
@@ -344,14 +343,16 @@ impl Coding {
         z = if z < top { z } else { top };
         // 14 random bits, in the middle of their steps: what is a few roundings away from a code becomes that code.
         let added = ((random & 0x3fff) << (SHIFT - 14)) | (1 << (SHIFT - 15));
-        let mut code = ((z.to_bits() + added) >> SHIFT) & (0xff ^ self.sign);
-        if code < self.least {
-            code = self.least;
+        let mut code = (z.to_bits() + added) >> SHIFT;
+        if self.least != 0 {
+            if code < self.least {
+                code = self.least;
+            }
+            if magnitude == 0 {
+                code = 0;
+            }
         }
         code |= (bits >> 24) & self.sign;
-        if magnitude == 0 || steps == 0.0 {
-            code = 0;
-        }
         code as u8
     }
 }
@@ -370,8 +371,8 @@ pub fn decode_signed(code: u8, scale: f32) -> f32 {
 /// read back is `x` on average.
 ///
 /// `scale` is at least |x|, as [`scale_of`] gives it; a larger `x` is stored as `±scale`. The distance of two codes is from
-/// 2.5 · 10⁻⁴ of the scale, near 0, to 3.2 %, near the scale; above a fiftieth of the scale it is 3 to 8 % of the number. The
-/// code is 0 if the scale is 0 or not finite. Uses the low 14 bits of `random`.
+/// 2.5 · 10⁻⁴ of the scale, near 0, to 3.2 %, near the scale; above a fiftieth of the scale it is 3 to 8 % of the number. 0
+/// keeps its sign. If the scale is not finite, any code will do. Uses the low 14 bits of `random`.
 #[inline(always)]
 #[must_use]
 pub fn encode_signed(x: f32, scale: f32, random: u32) -> u8 {
