@@ -443,10 +443,7 @@ impl Accessors<'_> {
         let (name, base, scale) =
             (format!("s{nth}"), format!("page.slots.{component}"), format!("page.scales.{component}"));
         self.array(text, self.in_state(&name, &base, slot.bits()));
-        let (decode, encode) = match slot {
-            SlotFormat::Positive8 => ("decode_positive", "encode_positive"),
-            _ => ("decode_signed", "encode_signed"),
-        };
+        let coding = if slot == SlotFormat::Positive8 { "POSITIVE" } else { "SIGNED" };
         let _ = writeln!(text, "fn load_{name}(at: Place, on: vec4<bool>) -> vec4<f32> {{");
         let _ = writeln!(text, "    let bits = bits_{name}(at.state, on);");
         if slot.in_blocks() {
@@ -455,7 +452,7 @@ impl Accessors<'_> {
         let value = |component: &str| match slot {
             SlotFormat::F32 => format!("bitcast<f32>(bits.{component})"),
             SlotFormat::Bf16 => format!("bf16_to_f32(bits.{component})"),
-            SlotFormat::Signed8 | SlotFormat::Positive8 => format!("{decode}(bits.{component}, scale)"),
+            SlotFormat::Signed8 | SlotFormat::Positive8 => format!("decode({coding}, bits.{component}, scale)"),
         };
         let _ = writeln!(text, "    return {};\n}}\n", four(value, "f32"));
         if !self.write {
@@ -464,7 +461,10 @@ impl Accessors<'_> {
         let scale_arg = if slot.in_blocks() { ", scale: f32" } else { "" };
         let _ = writeln!(text, "fn store_{name}(at: Place, on: vec4<bool>, x: vec4<f32>{scale_arg}) {{");
         if slot != SlotFormat::F32 {
-            let _ = writeln!(text, "    let random = stream(at.key, at.step, {}u);", 1 + nth / 2);
+            let _ = writeln!(text, "    let random = slot_stream(at.key, at.step, {nth}u);");
+        }
+        if slot.in_blocks() {
+            let _ = writeln!(text, "    let steps = steps({coding}, scale);");
         }
         let value = |component: &str| {
             let element = COMPONENTS.iter().position(|known| *known == component).unwrap_or(0);
@@ -472,7 +472,9 @@ impl Accessors<'_> {
             match slot {
                 SlotFormat::F32 => format!("bitcast<u32>(x.{component})"),
                 SlotFormat::Bf16 => format!("f32_to_bf16_stochastic(x.{component}, {random})"),
-                SlotFormat::Signed8 | SlotFormat::Positive8 => format!("{encode}(x.{component}, scale, {random})"),
+                SlotFormat::Signed8 | SlotFormat::Positive8 => {
+                    format!("encode({coding}, x.{component}, steps, {random})")
+                }
             }
         };
         let _ = writeln!(text, "    set_bits_{name}(at.state, on, {});\n}}\n", four(value, "u32"));

@@ -142,11 +142,11 @@ fn join(bf16: u32, correction: u32) -> f32 {
     return bitcast<f32>((bf16 << 16u) + correction - borrow);
 }
 
-// The scale of a block whose largest magnitude this is: NaN if that is not finite, and not less than 2⁻¹¹⁸ unless it is 0.
+// The scale of a block whose largest magnitude this is: NaN if that is not finite, and not less than 2⁻¹¹¹ unless it is 0.
 fn scale_from(largest: u32) -> f32 {
     var bits = largest;
-    if (largest < 0x04800000u && largest != 0u) {
-        bits = 0x04800000u;
+    if (largest < 0x08000000u && largest != 0u) {
+        bits = 0x08000000u;
     }
     if (largest >= INFINITE) {
         bits = 0x7fc00000u;
@@ -154,18 +154,20 @@ fn scale_from(largest: u32) -> f32 {
     return bitcast<f32>(bits);
 }
 
-// How a number becomes a code: the bits of z = 2 + |x| / scale · most below the code's, the bit of the sign, most, 1 / most,
-// and the bits of the least code of what is not 0, with those of z above it, if 0 has a code of its own.
+// How a number becomes a code, the upper bits of z = 2 + |x| / scale · most: the bit of the sign, most, 1 / most, and the bits
+// of the least code of what is not 0, with those of z above it, if 0 has a code of its own.
 struct Coding {
-    shift: u32,
     sign: u32,
     most: f32,
     part: f32,
     least: u32,
 }
 
-const SIGNED = Coding(19u, 0x80u, 494.0, 0.0020242915, 0u);
-const POSITIVE = Coding(18u, 0u, 502.0, 0.0019920319, 0x1001u);
+const SIGNED = Coding(0x80u, 494.0, 0.0020242915, 0u);
+const POSITIVE = Coding(0u, 126974.0, 7.875628e-6, 0x801u);
+
+// The bits of z below a code's.
+const SHIFT = 19u;
 
 // What numbers are multiplied with; 0 if they cannot be stored.
 fn steps(coding: Coding, scale: f32) -> f32 {
@@ -178,7 +180,7 @@ fn steps(coding: Coding, scale: f32) -> f32 {
 
 // The number of a code.
 fn decode(coding: Coding, code: u32, scale: f32) -> f32 {
-    let z = bitcast<f32>(((code & (0xffu ^ coding.sign)) << coding.shift) | 0x40000000u);
+    let z = bitcast<f32>(((code & (0xffu ^ coding.sign)) << SHIFT) | 0x40000000u);
     let x = (z - 2.0) * coding.part * scale;
     return bitcast<f32>(bitcast<u32>(x) ^ ((code & coding.sign) << 24u));
 }
@@ -193,8 +195,8 @@ fn encode(coding: Coding, x: f32, steps: f32, random: u32) -> u32 {
         z = top;
     }
     // 14 random bits, in the middle of their steps.
-    let added = ((random & 0x3fffu) << (coding.shift - 14u)) | (1u << (coding.shift - 15u));
-    var code = (bitcast<u32>(z) + added) >> coding.shift;
+    let added = ((random & 0x3fffu) << (SHIFT - 14u)) | (1u << (SHIFT - 15u));
+    var code = (bitcast<u32>(z) + added) >> SHIFT;
     if (coding.least != 0u) {
         if (code < coding.least) {
             code = coding.least;
@@ -205,22 +207,6 @@ fn encode(coding: Coding, x: f32, steps: f32, random: u32) -> u32 {
     }
     code = (code | ((bits >> 24u) & coding.sign)) & 0xffu;
     return code;
-}
-
-fn decode_signed(code: u32, scale: f32) -> f32 {
-    return decode(SIGNED, code, scale);
-}
-
-fn encode_signed(x: f32, scale: f32, random: u32) -> u32 {
-    return encode(SIGNED, x, steps(SIGNED, scale), random);
-}
-
-fn decode_positive(code: u32, scale: f32) -> f32 {
-    return decode(POSITIVE, code, scale);
-}
-
-fn encode_positive(x: f32, scale: f32, random: u32) -> u32 {
-    return encode(POSITIVE, x, steps(POSITIVE, scale), random);
 }
 
 // Mixes 32 bits, one-to-one.
@@ -237,6 +223,11 @@ fn hash(x: u32) -> u32 {
 // What the random bits of a whole tensor begin with: its key, the step's number, and what they round.
 fn stream(key: u32, step: u32, plane: u32) -> u32 {
     return hash(hash(hash(key) ^ step) ^ plane);
+}
+
+// The stream of a slot.
+fn slot_stream(key: u32, step: u32, slot: u32) -> u32 {
+    return stream(key, step, 1u + slot / 2u);
 }
 
 // The random bits of a slot, in the low half: two slots share them.

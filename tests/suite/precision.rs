@@ -580,6 +580,38 @@ on_every_backend! {
         }
     }
 
+    /// In 8 bits updates are right but for noise, also where the gradients of a block differ a lot and one is 100 times as large.
+    fn blocks_of_different_sizes(target) {
+        const LEN: usize = 1024;
+        let mut random = Random::new(20);
+        let mut even = || f32::from(random.bits().to_le_bytes()[0].cast_signed()) / 128.0;
+        let mut sizes: Vec<f32> = (0..LEN).map(|_| (2.0 * even()).exp2()).collect();
+        sizes.iter_mut().step_by(256).for_each(|size| *size = 100.0);
+        let [mut exact, mut narrow] = [StateDType::F32, StateDType::Block8].map(|state| {
+            let builder = Adam::new(1e-3).params([Parameter::new("w", [LEN])]).state_dtype(state);
+            Training::new(builder, target, &[vec![0.0; LEN]]).unwrap()
+        });
+        let update = |training: &mut Training| {
+            let slots = training.with(|optimizer, _| Ok([optimizer.slot("w", "moment1")?, optimizer.slot("w", "moment2")?]));
+            let [m, v] = slots.unwrap();
+            m.iter().zip(&v).map(|(m, v)| f64::from(m / v.sqrt())).collect::<Vec<f64>>()
+        };
+        let (mut errors, mut squares) = (0.0, 0.0);
+        for step in 0..300 {
+            let g: Vec<f32> = sizes.iter().map(|size| even() * size).collect();
+            assert!(exact.step(&[&g]).applied() && narrow.step(&[&g]).applied(), "a step");
+            if step >= 100 && step % 10 == 0 {
+                for (exact, narrow) in update(&mut exact).into_iter().zip(update(&mut narrow)) {
+                    errors += (narrow - exact).powi(2);
+                    squares += exact.powi(2);
+                }
+            }
+        }
+        // 0.5 with codes that are squares.
+        let error: f64 = (errors / squares).sqrt();
+        assert!(error < 0.15, "{error} of the updates");
+    }
+
     /// The same seed is the same run, another is another, where rounding is by chance.
     fn seeds(target) {
         let problem = Problem::shaped(&SHAPES, 5, 11);

@@ -13,7 +13,7 @@
 //! # }
 //! ```
 //!
-//! # Layout, version 1
+//! # Layout, version 2
 //!
 //! A safetensors file; any reader of that format can list and read it. The arrays are those of [`optim_core::state`]:
 //! `state.<parameter>.<slot>`, `state.<parameter>.<slot>.scales`, `master.<parameter>`, `ema.<parameter>`, as `F32`, `F16`, `BF16`, `U16`
@@ -23,7 +23,7 @@
 //! | key | holds |
 //! | --- | --- |
 //! | `format` | the text `optimizers` |
-//! | `version` | `1` |
+//! | `version` | `2` |
 //! | `library` | who wrote it: text |
 //! | `step` | the number of updates applied |
 //! | `seed` | the seed of stochastic rounding |
@@ -32,7 +32,8 @@
 //! | `groups` | a list of [`GroupState`](optim_core::state::GroupState) |
 //! | `parameters` | a list of [`ParameterState`](optim_core::state::ParameterState) |
 //!
-//! Other keys are left alone. Files of version 1 will be read by every later version of this library.
+//! Other keys are left alone. Files of version 2 will be read by every later version of this library. Version 1, of which nothing was
+//! released, had other 8-bit codes and is refused.
 //!
 //! # From and to PyTorch
 //!

@@ -10,14 +10,15 @@
 //! | `f16` | 2 | 2⁻¹¹ from 2⁻¹⁴ to 65,504 | [`f16_to_f32`], [`f32_to_f16`] |
 //! | `bf16` | 2 | 2⁻⁸ | [`bf16_to_f32`], [`f32_to_bf16`] |
 //! | split | 2 + 2 | none | [`join`], [`split`] |
-//! | 8 bits, by blocks | 1 + 4/256 | see [`encode_signed`], [`encode_positive`] | [`decode_signed`], [`decode_positive`] |
+//! | 8 bits, by blocks | 1 + 4/256 | 2⁻⁴ unless near 0: [`encode_signed`], [`encode_positive`] | [`decode_signed`], [`decode_positive`] |
 //!
 //! # Stochastic rounding
 //!
 //! To nearest, an update that is smaller than half the distance to the next number is lost, every time. Rounded up with
 //! the probability of its distance from the number below, it is kept on average. The random bits are a function of a key
 //! of the tensor, the step, the element and what is stored ([`random`]): there is no generator with a state, so a
-//! run repeats itself on any backend, with any number of threads, and after it was resumed.
+//! run repeats itself on any backend, with any number of threads, and after it was resumed. Two slots are rounded with a half
+//! each of the same 32 bits ([`of_slot`]), which costs half as much.
 #![allow(clippy::cast_possible_truncation, reason = "the bits that a cast drops are 0, or are meant to go")]
 
 use std::fmt;
@@ -31,8 +32,10 @@ pub enum StateDType {
     F32,
     /// As `bf16`, rounded stochastically: 2 bytes an element. The range of `f32`, three digits of precision.
     Bf16,
-    /// As 8-bit codes in blocks of [`BLOCK`] elements with one `f32` scale each: 1 + 1/64 bytes an element. One element that
-    /// is far larger than the rest of its block takes their precision.
+    /// As 8-bit codes in blocks of [`BLOCK`] elements with one `f32` scale each, rounded stochastically: 1 + 1/64 bytes an
+    /// element. The distance of two codes is 3 to 8 % of the number, but not less than 2.5 · 10⁻⁴ of the largest number in the
+    /// block, or 9.8 · 10⁻⁷ of it where numbers are never negative, as second moments. So one element that is 1000 times as
+    /// large as the rest of its block takes their precision.
     Block8,
 }
 
@@ -244,11 +247,11 @@ pub fn join(bf16: u16, correction: u16) -> f32 {
     f32::from_bits((u32::from(bf16) << 16).wrapping_add(correction).wrapping_sub(borrow))
 }
 
-/// The least scale of a block of which something is not 0: 2⁻¹¹⁸. By what is less, no `f32` can be divided.
-const LEAST_SCALE: u32 = (127 - 118) << 23;
+/// The least scale of a block of which something is not 0: 2⁻¹¹¹. By what is less, [`Coding::most`] cannot be divided.
+const LEAST_SCALE: u32 = (127 - 111) << 23;
 
 /// The scale of a block whose largest [`magnitude`] this is. If that is not finite it is NaN, and so is then all that is read
-/// from the block. It is at least 2⁻¹¹⁸, about 3 · 10⁻³⁶, unless it is 0.
+/// from the block. It is at least 2⁻¹¹¹, about 4 · 10⁻³⁴, unless it is 0.
 #[inline(always)]
 #[must_use]
 pub fn scale_from(largest: u32) -> f32 {
@@ -275,24 +278,25 @@ pub fn scale_of(block: &[f32]) -> f32 {
 /// z = 2 + y,   y = |x| / scale · most,   0 ≤ y ≤ most
 /// ```
 ///
-/// below its exponent's highest bit: three of the exponent and four (signed) or five (positive) of the fraction. Codes are
-/// evenly spaced within an octave of `z`, twice as far apart in the next one: they resolve small numbers in steps of their own
-/// size and what is near 0 in steps of 1/8 (signed) or 1/16 (positive) of `y`. Telephones compress speech in the same way
-/// (ITU-T G.711, µ-law). An encoder needs a multiplication, an addition and a shift; logarithms and roots would cost more
-/// than all the rest of an update.
+/// below its exponent's highest bit: three (signed) or four (positive) of the exponent and four of the fraction. Codes are
+/// evenly spaced within an octave of `z`, twice as far apart in the next one: in steps of 1/8 of `y` near 0, and of a thirtieth
+/// to a sixteenth of `z` further on. Telephones compress speech in the same way (ITU-T G.711, µ-law). Second moments need no
+/// sign and spend its bit on range: they are squares. An encoder needs a multiplication, an addition and a shift; logarithms
+/// and roots would cost more than all the rest of an update.
 #[derive(Debug, Clone, Copy)]
 pub struct Coding {
-    /// Bits of `z` below the code's.
-    pub shift: u32,
     /// The bit of the sign, or none.
     pub sign: u32,
     /// `y` of the largest code.
     pub most: f32,
-    /// `1 / most`: times `most`, it is 1.
+    /// `1 / most`: times `most` it is 1, exactly.
     pub part: f32,
     /// The bits of the least code of what is not 0, with those of `z` above it; 0 if every code may stand for what is not 0.
     pub least: u32,
 }
+
+/// The bits of `z` below a code's.
+const SHIFT: u32 = 19;
 
 impl Code8 {
     /// How such codes are made.
@@ -300,8 +304,8 @@ impl Code8 {
     #[must_use]
     pub const fn coding(self) -> Coding {
         match self {
-            Self::Signed => Coding { shift: 19, sign: 0x80, most: 494.0, part: 1.0 / 494.0, least: 0 },
-            Self::Positive => Coding { shift: 18, sign: 0, most: 502.0, part: 1.0 / 502.0, least: 0x1001 },
+            Self::Signed => Coding { sign: 0x80, most: 494.0, part: 1.0 / 494.0, least: 0 },
+            Self::Positive => Coding { sign: 0, most: 126_974.0, part: 1.0 / 126_974.0, least: 0x801 },
         }
     }
 }
@@ -323,7 +327,7 @@ impl Coding {
     #[must_use]
     pub fn decode(self, code: u8, scale: f32) -> f32 {
         let code = u32::from(code);
-        let z = f32::from_bits(((code & !self.sign) << self.shift) | 0x4000_0000);
+        let z = f32::from_bits(((code & !self.sign) << SHIFT) | 0x4000_0000);
         let x = (z - 2.0) * self.part * scale;
         f32::from_bits(x.to_bits() ^ ((code & self.sign) << 24))
     }
@@ -338,8 +342,8 @@ impl Coding {
         let mut z = f32::from_bits(magnitude) * steps + 2.0;
         z = if z < top { z } else { top };
         // 14 random bits, in the middle of their steps: what is a few roundings away from a code becomes that code.
-        let added = ((random & 0x3fff) << (self.shift - 14)) | (1 << (self.shift - 15));
-        let mut code = (z.to_bits() + added) >> self.shift;
+        let added = ((random & 0x3fff) << (SHIFT - 14)) | (1 << (SHIFT - 15));
+        let mut code = (z.to_bits() + added) >> SHIFT;
         if self.least != 0 {
             if code < self.least {
                 code = self.least;
@@ -367,7 +371,7 @@ pub fn decode_signed(code: u8, scale: f32) -> f32 {
 /// read back is `x` on average.
 ///
 /// `scale` is at least |x|, as [`scale_of`] gives it; a larger `x` is stored as `±scale`. The distance of two codes is from
-/// 2.5 · 10⁻⁴ of the scale, near 0, to 3.2 %, near the scale; and above a fiftieth of the scale 3 to 8 % of the number. 0
+/// 2.5 · 10⁻⁴ of the scale, near 0, to 3.2 %, near the scale; above a fiftieth of the scale it is 3 to 8 % of the number. 0
 /// keeps its sign. If the scale is not finite, any code will do. Uses the low 14 bits of `random`.
 #[inline(always)]
 #[must_use]
@@ -376,7 +380,7 @@ pub fn encode_signed(x: f32, scale: f32, random: u32) -> u8 {
     coding.encode(x, coding.steps(scale), random)
 }
 
-/// The number of a positive code: `y · scale / 502` with `y = 2ᵉ⁺¹ · (1 + f / 32) − 2`, where the code's upper three bits are
+/// The number of a positive code: `y · scale / 126974` with `y = 2ᵉ⁺¹ · (1 + f / 16) − 2`, where the code's upper four bits are
 /// `e` and the others `f`. 255 is `scale`, exactly.
 #[inline(always)]
 #[must_use]
@@ -385,10 +389,10 @@ pub fn decode_positive(code: u8, scale: f32) -> f32 {
 }
 
 /// One of the two positive codes around `x`, as [`encode_signed`] does; but 0 is for 0 alone. Smaller numbers than the code 1,
-/// `scale / 8032`, are stored as that: what a rule divides by does not vanish. The sign of `x` is ignored.
+/// `scale / 1015792`, are stored as that: what a rule divides by does not vanish. The sign of `x` is ignored.
 ///
-/// The distance of two codes is from 1.2 · 10⁻⁴ of the scale, near 0, to 1.6 %, near the scale; and above a fiftieth of the
-/// scale 1.5 to 4 % of the number. Uses the low 14 bits of `random`.
+/// The distance of two codes is from 9.8 · 10⁻⁷ of the scale, near 0, to 3.2 %, near the scale; above a thousandth of the scale
+/// it is 3 to 6.4 % of the number. Uses the low 14 bits of `random`.
 #[inline(always)]
 #[must_use]
 pub fn encode_positive(x: f32, scale: f32, random: u32) -> u8 {

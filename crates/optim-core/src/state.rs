@@ -5,14 +5,14 @@
 //! [`StateSource`]; a [`State`] is one, so state goes from one optimizer to another, also from the CPU to a GPU and back, without a
 //! file.
 //!
-//! # Layout, version 1
+//! # Layout, version 2
 //!
 //! Everything is keyed by the names of parameters: their order and their groups may differ between an optimizer that saves and one that
 //! loads.
 //!
 //! | array | holds | elements |
 //! | --- | --- | --- |
-//! | `state.<parameter>.<slot>` | a slot of the rule, by its MindSpore name (`moment1`) | `f32`, `f16`, `bf16`, or 8-bit codes |
+//! | `state.<parameter>.<slot>` | a slot of the rule, by its MindSpore name (`moment1`) | `f32`, `f16`, `bf16`, or 8-bit codes ([`Code8`](crate::format::Code8)) |
 //! | `state.<parameter>.<slot>.scales` | with 8-bit codes: a scale for each block of 256 elements | `f32` |
 //! | `master.<parameter>` | what stands behind a 16-bit parameter | `f32`, or 16 bits of correction |
 //! | `ema.<parameter>` | the average | `f32` |
@@ -31,7 +31,7 @@ use crate::schedule::PlateauState;
 use crate::{DType, Error, Rate, Result, Rule};
 
 /// The version of the layout that is written, and the only one that is read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// All of a state but its arrays.
 #[derive(Debug, Clone)]

@@ -37,7 +37,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True)
