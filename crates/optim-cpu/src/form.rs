@@ -26,6 +26,10 @@ pub(crate) struct Form {
     pub(crate) scales: bool,
     /// Whether all slots are `bf16`, and that kernel reads and stores them.
     pub(crate) bf16: bool,
+    /// Whether all slots are `f32`: what a first walk leaves in them, a second one finds.
+    pub(crate) wide: bool,
+    /// Whether it is measured and updated by one task, without another walk. Set when memory has been cut.
+    pub(crate) at_once: bool,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
     /// What a row-sparse gradient does.
@@ -41,14 +45,15 @@ impl Form {
             *format = Some(tensor.slot_format(slot));
         }
         let master = tensor.master();
+        let wide = formats.iter().flatten().all(|format| *format == SlotFormat::F32);
         let built_in =
             spec.passes() != Passes::Factored && !matches!(plan.rules[tensor.rule].kernel(), Rule::Custom(_));
         Self {
             len: tensor.parameter.len(),
             width: tensor.rows().1,
-            plain: spec.passes() != Passes::Factored
-                && master.is_none()
-                && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
+            plain: spec.passes() != Passes::Factored && master.is_none() && wide,
+            wide,
+            at_once: false,
             scales: built_in,
             bf16: built_in
                 && !slots.is_empty()

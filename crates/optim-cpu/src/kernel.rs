@@ -75,18 +75,25 @@ pub(crate) struct Kernel {
     pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, Random),
 }
 
-/// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
-/// terms are added. All slices have one length, at most a row's.
-pub(crate) type Measure = fn(&StepScalars, &[f32], &[f32], Slots<'_>, &mut Columns);
-
-/// Completes a rule's scalars from its sums.
-pub(crate) type Finish = fn(&mut StepScalars, Sums);
+/// How a rule with norms is updated in two walks.
+#[derive(Clone, Copy)]
+pub(crate) struct Norms {
+    /// How many terms are summed.
+    pub(crate) terms: usize,
+    /// The first walk: the scalars, the parameter, the gradient, the slots, and the running sums to which the terms are added. All
+    /// slices have one length, at most a row's. The slots take their new values.
+    pub(crate) measure: fn(&StepScalars, &[f32], &[f32], Slots<'_>, &mut Columns),
+    /// Completes the scalars from the sums.
+    pub(crate) finish: fn(&mut StepScalars, Sums),
+    /// The second walk where the slots have their new values already: the scalars, the parameter, the slots.
+    pub(crate) apply: fn(&StepScalars, &mut [f32], Slots<'_>),
+}
 
 /// All that a rule brings to this backend.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(crate) update: Update,
-    pub(crate) norms: Option<(Measure, Finish)>,
+    pub(crate) norms: Option<Norms>,
 }
 
 /// A rule's update.
@@ -227,40 +234,56 @@ pub(crate) fn read_bf16<const N: usize>(bits: [u16; N]) -> [f32; N] {
     bits.map(format::bf16_to_f32)
 }
 
-/// Makes a [`Measure`] and a [`Finish`] of the functions `terms(step, p, g, slots…)` and `finish(step, sums)`.
+/// Makes [`Norms`] of the functions `terms(step, p, g, slots…)`, which sees the old slots, `moments(step, g, slots…)`, which changes
+/// them, `finish(step, sums)`, and `apply(step, p, slots…)`, which is what is left of an update then. The last term is not used.
 macro_rules! norms {
-    ($measure:ident = $terms:path, $finished:ident = $finish:path, $step:ty, [$($slot:ident),*]) => {
-        pub(crate) fn $measure(
-            scalars: &optim_core::rule::StepScalars,
-            p: &[f32],
-            g: &[f32],
-            slots: $crate::kernel::Slots<'_>,
-            sums: &mut $crate::reduce::Columns,
-        ) {
+    ($norms:ident = $terms:path, $moments:path, $finish:path, $apply:path, $step:ty, [$($slot:ident),*]) => {
+        #[allow(non_upper_case_globals, reason = "named as a function is")]
+        pub(crate) const $norms: $crate::kernel::Norms = {
             #[multiversion::multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
-            fn walk(s: &$step, p: &[f32], g: &[f32], $($slot: &[f32],)* sums: &mut $crate::reduce::Columns) {
+            fn first_walk(s: &$step, p: &[f32], g: &[f32], $($slot: &mut [f32],)* sums: &mut $crate::reduce::Columns) {
                 let n = p.len();
                 let g = &g[..n];
-                $(let $slot = &$slot[..n];)*
-                let [first, second, third] = sums;
-                let (first, second, third) = (&mut first[..n], &mut second[..n], &mut third[..n]);
+                $(let $slot = &mut $slot[..n];)*
+                let [first, second, _] = sums;
+                let (first, second) = (&mut first[..n], &mut second[..n]);
                 for i in 0..n {
+                    // Both compute the new slots, which the compiler does once.
                     let terms = $terms(s, p[i], g[i], $($slot[i]),*);
+                    $moments(s, g[i], $(&mut $slot[i]),*);
                     first[i] += terms[0];
                     second[i] += terms[1];
-                    third[i] += terms[2];
                 }
             }
-            let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-            let [$($slot,)* ..] = slots;
-            walk(step, p, g, $($slot,)* sums);
-        }
-
-        pub(crate) fn $finished(scalars: &mut optim_core::rule::StepScalars, sums: $crate::reduce::Sums) {
-            $finish(bytemuck::from_bytes_mut::<$step>(bytemuck::cast_slice_mut(scalars.words_mut())), sums);
-        }
+            #[multiversion::multiversion(targets(
+                "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
+            ))]
+            fn second_walk(s: &$step, p: &mut [f32], $($slot: &[f32]),*) {
+                let (p, n) = { let n = p.len(); (&mut p[..n], n) };
+                $(let $slot = &$slot[..n];)*
+                for i in 0..n {
+                    $apply(s, &mut p[i], $($slot[i]),*);
+                }
+            }
+            $crate::kernel::Norms {
+                terms: 2,
+                measure: |scalars, p, g, slots, sums| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    first_walk(step, p, g, $($slot,)* sums);
+                },
+                finish: |scalars, sums| {
+                    $finish(bytemuck::from_bytes_mut::<$step>(bytemuck::cast_slice_mut(scalars.words_mut())), sums);
+                },
+                apply: |scalars, p, slots| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    second_walk(step, p, $($slot),*);
+                },
+            }
+        };
     };
 }
 pub(crate) use norms;
