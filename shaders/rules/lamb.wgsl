@@ -47,13 +47,17 @@ fn finish(s: ptr<function, Step>, sums: vec3<f32>) {
     }
 }
 
-fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
-    moments(s, g, m, v);
+fn apply(s: Step, p: ptr<function, f32>, m: f32, v: f32) {
     // (3) m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
-    let m_hat = *m * s.unbias1;
-    let v_hat = *v * s.unbias2;
+    let m_hat = m * s.unbias1;
+    let v_hat = v * s.unbias2;
     // (6) u = m̂ / (√v̂ + ε) + λ p
     let u = m_hat / (sqrt(v_hat) + s.eps) + s.weight_decay * *p;
     // (7) p ← p − γ r u
     *p = *p - s.lr * s.ratio * u;
+}
+
+fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
+    moments(s, g, m, v);
+    apply(s, p, *m, *v);
 }

@@ -2,9 +2,10 @@
 
 use optim_tests::engine::{Case, Driven, Formats, record};
 use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, compare};
-use optimizers::core::backend::{Shaping, Stages};
+use optimizers::core::backend::{FROZEN, Shaping, Stages, Trust};
+use optimizers::core::format::StateDType;
 use optimizers::core::guard::{Clip, Guard};
-use optimizers::{AdaFactor, Adam, CpuBackend, DType, Grad, Lamb, Rule};
+use optimizers::{AdaFactor, Adam, CpuBackend, DType, Grad, Lamb, Lars, Momentum, Rule};
 
 /// Trains with 1, 2 and 5 threads and compares bits.
 fn same_for_any_number(lens: &[usize], steps: usize, gaps: bool) {
@@ -87,6 +88,60 @@ fn every_format() {
     for threads in [2, 5] {
         if let Err(difference) = one.same_bits(&train(threads)) {
             panic!("{difference}");
+        }
+    }
+}
+
+/// Rules that measure a parameter before they update it, beside one that does not: parameters of a few elements, of one task and of
+/// several, which depends on the threads; some frozen, some without a gradient; clipped or as they are, wide and narrow.
+#[test]
+fn measured_at_once_or_before() {
+    let rules = [Lamb::new(0.01).into(), Lars::new(Momentum::new(0.1, 0.9)).into(), Adam::default().into()];
+    let narrow = Formats { state: StateDType::Bf16, ..Formats::F32 };
+    let behind = Formats { dtype: DType::Bf16, ..Formats::F32 };
+    for max_norm in [0.0, 0.5] {
+        let mut case = Case::new(&rules, 9);
+        let lens = [20_003, 5, 20_003, 1, 40_000, 20_003, 16_384, 17, 120_001, 20_003, 2, 20_003, 30_001, 65_536];
+        for (nth, len) in lens.into_iter().cycle().take(3 * lens.len()).enumerate() {
+            let formats = if nth % 7 == 3 {
+                narrow
+            } else if nth % 7 == 5 {
+                behind
+            } else {
+                Formats::F32
+            };
+            case.push(&[len], formats, nth % 3).ema = nth % 5 == 1;
+        }
+        let gradients = case.gradients(|index| if index % 11 == 4 { DType::F16 } else { DType::F32 });
+        let absent = |index: usize| index % 13 == 6;
+        let grads: Vec<Grad<'_>> = (gradients.iter().enumerate())
+            .map(|(index, g)| if absent(index) { Grad::None } else { g.as_ref().into() })
+            .collect();
+        let record_of: Vec<u32> = (0..).take(grads.len()).map(|nth| if nth % 17 == 8 { FROZEN } else { nth }).collect();
+        let guard = Guard { factor: 1.0, clip: Clip::Global, first: 0, records: 0, scaler: None };
+        let train = |threads| {
+            let mut driven = Driven::new(CpuBackend::with_threads(threads).unwrap(), &case).unwrap();
+            for _ in 0..2 {
+                let records = |applied: u32| {
+                    let records = case.tensors.iter().map(|tensor| {
+                        let mut record = record(&rules[tensor.rule], applied + 1);
+                        (record.stages.ema, record.stages.max_norm) = (0.1, max_norm);
+                        if tensor.rule == 1 {
+                            record.trust = Trust { coefficient: 0.02, epsilon: 1e-8, weight_decay: 0.1, clip: 0.0 };
+                        }
+                        record
+                    });
+                    records.collect()
+                };
+                driven.guarded(&guard, records, &record_of, &grads).unwrap();
+            }
+            driven.snapshot().unwrap()
+        };
+        let one = train(1);
+        for threads in [2, 3, 5] {
+            if let Err(difference) = one.same_bits(&train(threads)) {
+                panic!("{difference}");
+            }
         }
     }
 }

@@ -134,6 +134,12 @@ impl Layout {
         self.ends[kind]
     }
 
+    /// The bytes that an update reads of a parameter and its state, with a gradient of its type.
+    pub(crate) fn bytes(&self, param: usize) -> usize {
+        let state: usize = (SLOTS..=EMA).map(|kind| self.range(kind, param).len()).sum();
+        2 * self.lens[param] * self.sizes[param] + state
+    }
+
     /// Where an element begins in an array, at whose beginning a cut may be.
     pub(crate) fn at(&self, kind: usize, param: usize, element: usize) -> usize {
         self.rooms[kind][param].before(element)

@@ -38,6 +38,9 @@ pub(crate) struct Cut {
     element: usize,
 }
 
+/// The most bytes of a parameter that is measured and updated at once: they stay in a core's second cache meanwhile.
+const AT_ONCE: usize = 1 << 20;
+
 /// The cuts for these tensors, at whole slices: none if the work is not worth sharing. A tensor with a factored rule is not cut.
 pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
     let total: usize = forms.iter().map(|form| form.len).sum();
@@ -64,6 +67,13 @@ pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
         filled += form.len - start;
     }
     cuts
+}
+
+/// For each parameter whether one task has all of it, and its memory stays in that core's cache.
+pub(crate) fn at_once(cuts: &[Cut], layout: &Layout) -> Vec<bool> {
+    let mut at_once: Vec<bool> = (0..layout.lens.len()).map(|param| layout.bytes(param) <= AT_ONCE).collect();
+    cuts.iter().filter(|cut| cut.element > 0).for_each(|cut| at_once[cut.param] = false);
+    at_once
 }
 
 /// A stretch of a step's memory: it may begin and end inside a parameter.

@@ -7,7 +7,6 @@ use half::f16;
 use optim_core::backend::{Engine, FROZEN, Part, Plan, Progress, Record, SlotFormat, Update, wrong_memory};
 use optim_core::format;
 use optim_core::guard::{Control, Guard, Measured, Verdict, decide};
-use optim_core::rule::MAX_TERMS;
 use optim_core::{DType, Error, Grad, ParamMut, Result, Values, compressed};
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -15,7 +14,7 @@ use rayon::prelude::*;
 use crate::arena::{self, ACCUMULATED, Arena, EMA, KEPT, KINDS, Layout, MASTER, SLOTS, SUMS};
 use crate::drive::{self, Cut, Piece, Pieces};
 use crate::form::Form;
-use crate::kernel::{self, Kernels, Slots};
+use crate::kernel::{Kernels, Norms, Opened, Slots, Update as Kernel};
 use crate::reduce::{self, Columns, SLICE, Sums};
 use crate::rows::{self, Rows};
 use crate::rules::{self, lars};
@@ -161,8 +160,9 @@ impl CpuEngine {
 }
 
 impl Memory {
-    fn new(forms: Vec<Form>, pool: Option<Arc<ThreadPool>>, threads: usize) -> Result<Self> {
+    fn new(mut forms: Vec<Form>, pool: Option<Arc<ThreadPool>>, threads: usize) -> Result<Self> {
         let (layout, cuts) = (Layout::new(&forms), drive::cuts(&forms, threads));
+        forms.iter_mut().zip(drive::at_once(&cuts, &layout)).for_each(|(form, at_once)| form.at_once = at_once);
         let mut memory = Self { forms, layout, cuts, pool, arenas: Default::default() };
         let at_once = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
         at_once.into_iter().try_for_each(|kind| memory.make(kind))?;
@@ -388,11 +388,18 @@ impl Engine for CpuEngine {
                             lars::measure(p, g, sums)
                         });
                     measure(form, lars::TERMS, &shape, gradient, piece, space, add);
+                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
+                        let mut record = *record;
+                        lars::finish(&record.trust, &mut record.shaping, reduce::total(sums_mut(piece)));
+                        let shape = Shape::new(&record, &[], form.width);
+                        apply(kernels, update, form, &record, &shape, gradient, piece, space);
+                    }
                 }
             });
             for param in (0..params.len()).filter(|&param| updated(param)) {
                 let record = &mut now.records[update.record_of[param] as usize];
-                if record.trust.is_some() {
+                let rows = matches!(grads[param], Grad::Rows(..));
+                if record.trust.is_some() && !at_once(&memory.forms[param], record, rows) {
                     lars::finish(&record.trust, &mut record.shaping, reduce::total(memory.sums_mut(param)));
                 }
             }
@@ -403,29 +410,31 @@ impl Engine for CpuEngine {
         now.shape_rows(memory, update, params);
         if kernels.iter().any(|kernels| kernels.norms.is_some()) {
             memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
-                if let Some((add, _)) = kernels[form.tensor.rule].norms {
+                if let Some(Norms { terms, measure: add, finish, .. }) = kernels[form.tensor.rule].norms {
                     let add = |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| {
                         add(&record.scalars, p, g, slots, sums)
                     };
-                    measure(form, MAX_TERMS, shape, gradient, piece, space, add);
+                    measure(form, terms, shape, gradient, piece, space, add);
+                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
+                        let mut record = *record;
+                        finish(&mut record.scalars, reduce::total(sums_mut(piece)));
+                        apply(kernels, update, form, &record, shape, gradient, piece, space);
+                    }
                 }
             });
             for param in (0..params.len()).filter(|&param| updated(param)) {
-                if let Some((_, finish)) = kernels[memory.forms[param].tensor.rule].norms {
-                    let sums = reduce::total(memory.sums_mut(param));
-                    finish(&mut now.records[update.record_of[param] as usize].scalars, sums);
+                let record = &mut now.records[update.record_of[param] as usize];
+                let (form, rows) = (&memory.forms[param], matches!(grads[param], Grad::Rows(..)));
+                if let Some(norms) = kernels[form.tensor.rule].norms.filter(|_| !at_once(form, record, rows)) {
+                    (norms.finish)(&mut record.scalars, reduce::total(memory.sums_mut(param)));
                 }
             }
         }
         memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
-            let rule = form.tensor.rule;
-            let kernel = kernels[rule].update;
-            if let kernel::Update::Factored = kernel {
-                return factored::update(form, record, shape, gradient, piece, space);
+            let measured = record.trust.is_some() || kernels[form.tensor.rule].norms.is_some();
+            if !(measured && at_once(form, record, matches!(gradient, Gradient::Rows(_)))) {
+                apply(kernels, update, form, record, shape, gradient, piece, space);
             }
-            walk::update(form, record, shape, gradient, piece, space, |_, p, g, scaling, slots| {
-                kernel.run(&update.rules[rule], &record.scalars, p, g, scaling, slots);
-            });
         });
         Ok(progress)
     }
@@ -538,6 +547,42 @@ impl Engine for CpuEngine {
     }
 }
 
+/// Whether a parameter that is measured before it is updated is so by one task: nothing but its own sums is missing then.
+fn at_once(form: &Form, record: &Record, lists_rows: bool) -> bool {
+    form.at_once && !record.needs_rows() && !lists_rows
+}
+
+/// Updates a piece, of which all that had to be measured has been.
+#[allow(clippy::too_many_arguments, reason = "all that an update is made of")]
+fn apply(
+    kernels: &[Kernels],
+    update: &Update<'_>,
+    form: &Form,
+    record: &Record,
+    shape: &Shape<'_>,
+    gradient: Gradient<'_>,
+    piece: &mut Piece<'_>,
+    space: &mut Space,
+) {
+    let rule = form.tensor.rule;
+    match kernels[rule] {
+        Kernels { update: Kernel::Factored, .. } => factored::update(form, record, shape, gradient, piece, space),
+        // The gradient went into the slots when it was measured.
+        Kernels { norms: Some(norms), .. } if form.wide => {
+            walk::update(form, record, &Shape::NONE, gradient, piece, space, |_, p, _, _, slots| {
+                if let Opened::F32(slots) = slots {
+                    (norms.apply)(&record.scalars, p, slots);
+                }
+            });
+        }
+        Kernels { update: kernel, .. } => {
+            walk::update(form, record, shape, gradient, piece, space, |_, p, g, scaling, slots| {
+                kernel.run(&update.rules[rule], &record.scalars, p, g, scaling, slots);
+            });
+        }
+    }
+}
+
 /// Sums the first `terms` terms of a piece: `add(p, shaped g, slots, running sums)` those of a row.
 fn measure(
     form: &Form,
@@ -548,8 +593,9 @@ fn measure(
     space: &mut Space,
     add: impl Fn(&[f32], &[f32], Slots<'_>, &mut Columns),
 ) {
-    let sums = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
-    let (slots, others) = piece.arrays.split_at_mut(MASTER);
+    let (arrays, sums) = piece.arrays.split_at_mut(SUMS);
+    let sums = numbers_mut(sums[0]);
+    let (slots, others) = arrays.split_at_mut(MASTER);
     let view = View { form, element: piece.element, p: piece.p, master: others[0], gradient };
     let Blocks { p: p_block, g: g_block, slots: blocks, columns } = space.blocks();
     reduce::summed(piece.len, terms, sums, columns, |range, columns| {

@@ -29,6 +29,10 @@ pub(crate) struct Form {
     pub(crate) scales: bool,
     /// Whether all slots are kept in one way of fewer bits, and that kernel reads and stores them.
     pub(crate) narrow: Option<Narrow>,
+    /// Whether all slots are `f32`: what a first walk leaves in them, a second one finds.
+    pub(crate) wide: bool,
+    /// Whether it is measured and updated by one task, without another walk. Set when memory has been cut.
+    pub(crate) at_once: bool,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
     /// What a row-sparse gradient does.
@@ -70,12 +74,13 @@ impl Form {
             Update::BuiltIn(kernel) => Some(kernel),
             Update::Custom | Update::Factored => None,
         };
+        let wide = formats.iter().flatten().all(|format| *format == SlotFormat::F32);
         Self {
             len: tensor.parameter.len(),
             width: tensor.rows().1,
-            plain: spec.passes() != Passes::Factored
-                && master.is_none()
-                && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
+            plain: spec.passes() != Passes::Factored && master.is_none() && wide,
+            wide,
+            at_once: false,
             scales: kernel.is_some(),
             narrow: kernel.and_then(|kernel| Narrow::of(&formats[..slots.len()], kernel.narrow?)),
             slots,

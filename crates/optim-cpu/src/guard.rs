@@ -4,6 +4,7 @@ use multiversion::multiversion;
 use optim_core::format::magnitude;
 use optim_core::guard::{INFINITE, Measured};
 
+use crate::arch::{SPAN, fetch_span};
 use crate::reduce::{self, ROW, Sums};
 use crate::shape::Shape;
 use crate::walk::{Blocks, Gradient, Space, each_block};
@@ -41,13 +42,17 @@ pub(crate) fn total(slices: &[Sums]) -> Measured {
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn add_rows(factor: f32, g: &[f32; ROWS * ROW], columns: &mut [f32; ROW], largest: &mut u32) {
     let mut most = *largest;
-    for i in 0..ROW {
-        for row in 0..ROWS {
-            let g = g[row * ROW + i];
-            let bits = magnitude(g);
-            most = if bits > most { bits } else { most };
-            let x = factor * g;
-            columns[i] += x * x;
+    for span in (0..ROW).step_by(SPAN) {
+        // Of the rows that come next.
+        (0..ROWS).for_each(|row| fetch_span(g, (ROWS + row) * ROW + span));
+        for i in span..span + SPAN {
+            for row in 0..ROWS {
+                let g = g[row * ROW + i];
+                let bits = magnitude(g);
+                most = if bits > most { bits } else { most };
+                let x = factor * g;
+                columns[i] += x * x;
+            }
         }
     }
     *largest = most;

@@ -20,7 +20,7 @@ pub(crate) mod parts {
     pub(crate) use super::{
         Kernel, NarrowKernel, Scaling, SlotBits, codings, decode, encode, raise, read_bf16, round_bf16, steps,
     };
-    pub(crate) use crate::arch::{ROW, fetch};
+    pub(crate) use crate::arch::{SPAN, fetch};
 }
 use parts::{Code8, Coding, array, multiversion};
 
@@ -122,18 +122,25 @@ pub(crate) struct NarrowKernel {
     pub(crate) codes: &'static [Code8],
 }
 
-/// The first walk of a rule with norms: the scalars, the parameter, the gradient, the slots, and the running sums to which the
-/// terms are added. All slices have one length, at most a row's.
-pub(crate) type Measure = fn(&StepScalars, &[f32], &[f32], Slots<'_>, &mut Columns);
-
-/// Completes a rule's scalars from its sums.
-pub(crate) type Finish = fn(&mut StepScalars, Sums);
+/// How a rule with norms is updated in two walks.
+#[derive(Clone, Copy)]
+pub(crate) struct Norms {
+    /// How many terms are summed.
+    pub(crate) terms: usize,
+    /// The first walk: the scalars, the parameter, the gradient, the slots, and the running sums to which the terms are added. All
+    /// slices have one length, at most a row's. The slots take their new values.
+    pub(crate) measure: fn(&StepScalars, &[f32], &[f32], Slots<'_>, &mut Columns),
+    /// Completes the scalars from the sums.
+    pub(crate) finish: fn(&mut StepScalars, Sums),
+    /// The second walk where the slots have their new values already: the scalars, the parameter, the slots.
+    pub(crate) apply: fn(&StepScalars, &mut [f32], Slots<'_>),
+}
 
 /// All that a rule brings to this backend.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(crate) update: Update,
-    pub(crate) norms: Option<(Measure, Finish)>,
+    pub(crate) norms: Option<Norms>,
 }
 
 /// A rule's update.
@@ -230,13 +237,13 @@ macro_rules! elementwise {
             ))]
             fn walk_bf16(s: &$step, p: &mut [f32], g: &[f32], scaling: Scaling, $($slot: &mut [u16],)* bits: SlotBits) {
                 let (s, n) = (*s, p.len());
-                for row in (0..n).step_by(ROW) {
-                    let len = ROW.min(n - row);
-                    fetch(p, row);
-                    fetch(g, row);
-                    $(fetch($slot, row);)*
-                    let (p, g, bits) = (&mut p[row..][..len], &g[row..][..len], bits.from(row));
-                    $(let $slot = &mut $slot[row..][..len];)*
+                for span in (0..n).step_by(SPAN) {
+                    let len = SPAN.min(n - span);
+                    fetch(p, span);
+                    fetch(g, span);
+                    $(fetch($slot, span);)*
+                    let (p, g, bits) = (&mut p[span..][..len], &g[span..][..len], bits.from(span));
+                    $(let $slot = &mut $slot[span..][..len];)*
                     for i in 0..len {
                         let mut values = read_bf16([$($slot[i]),*]);
                         {
@@ -270,12 +277,12 @@ macro_rules! elementwise {
                     let end = n.min(start + BLOCK);
                     let mut largest = [0; SLOTS];
                     let before = scales.each_ref().map(|scales| scales[block]);
-                    for row in (start..end).step_by(HALF) {
-                        let len = HALF.min(end - row);
-                        fetch(p, row);
-                        fetch(p, row + ROW);
-                        let (p, g) = (&mut p[row..][..len], &g[row..][..len]);
-                        $(let $slot = (&$slot.0[row..][..len], &mut $slot.1[row - start..][..len]);)*
+                    for span in (start..end).step_by(HALF) {
+                        let len = HALF.min(end - span);
+                        fetch(p, span);
+                        fetch(p, span + SPAN);
+                        let (p, g) = (&mut p[span..][..len], &g[span..][..len]);
+                        $(let $slot = (&$slot.0[span..][..len], &mut $slot.1[span - start..][..len]);)*
                         for i in 0..len {
                             let mut values = decode(&codings, [$($slot.0[i]),*], &before);
                             {
@@ -291,16 +298,16 @@ macro_rules! elementwise {
                     let after = largest.map(format::scale_from);
                     scales.iter_mut().zip(after).for_each(|(scales, after)| scales[block] = after);
                     let steps = steps(&codings, &after);
-                    for row in (start..end).step_by(HALF) {
-                        let len = HALF.min(end - row);
-                        fetch(g, row);
-                        fetch(g, row + ROW);
+                    for span in (start..end).step_by(HALF) {
+                        let len = HALF.min(end - span);
+                        fetch(g, span);
+                        fetch(g, span + SPAN);
                         $(
-                            fetch($slot.0, row);
-                            fetch($slot.0, row + ROW);
+                            fetch($slot.0, span);
+                            fetch($slot.0, span + SPAN);
                         )*
-                        let bits = bits.from(row);
-                        $(let $slot = (&mut $slot.0[row..][..len], &$slot.1[row - start..][..len]);)*
+                        let bits = bits.from(span);
+                        $(let $slot = (&mut $slot.0[span..][..len], &$slot.1[span - start..][..len]);)*
                         for i in 0..len {
                             let codes = encode(&codings, [$($slot.1[i]),*], &steps, bits.at(i));
                             $(let $slot = &mut *$slot.0;)*
@@ -336,13 +343,13 @@ macro_rules! elementwise {
         fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: Scaling, $($slot: &mut [f32]),*) {
             // With scalars of its own, the loop needs no memory but the slices: fetching might change any other.
             let (s, n) = (*s, p.len());
-            for row in (0..n).step_by(ROW) {
-                let len = ROW.min(n - row);
-                fetch(p, row);
-                fetch(g, row);
-                $(fetch($slot, row);)*
-                let (p, g) = (&mut p[row..][..len], &g[row..][..len]);
-                $(let $slot = &mut $slot[row..][..len];)*
+            for span in (0..n).step_by(SPAN) {
+                let len = SPAN.min(n - span);
+                fetch(p, span);
+                fetch(g, span);
+                $(fetch($slot, span);)*
+                let (p, g) = (&mut p[span..][..len], &g[span..][..len]);
+                $(let $slot = &mut $slot[span..][..len];)*
                 for i in 0..len {
                     let g = scaling.apply(g[i], p[i]);
                     $update(&s, &mut p[i], g, $(&mut $slot[i]),*);
@@ -412,40 +419,70 @@ pub(crate) fn round_bf16<const N: usize>(values: [f32; N], bits: [u32; N]) -> [u
     array::from_fn(|nth| format::f32_to_bf16_stochastic(values[nth], bits[nth]))
 }
 
-/// Makes a [`Measure`] and a [`Finish`] of the functions `terms(step, p, g, slots…)` and `finish(step, sums)`.
+/// Makes [`Norms`] of the functions `terms(step, p, g, slots…)`, which sees the old slots, `moments(step, g, slots…)`, which changes
+/// them, `finish(step, sums)`, and `apply(step, p, slots…)`, which is what is left of an update then. The last term is not used.
 macro_rules! norms {
-    ($measure:ident = $terms:path, $finished:ident = $finish:path, $step:ty, [$($slot:ident),*]) => {
-        pub(crate) fn $measure(
-            scalars: &optim_core::rule::StepScalars,
-            p: &[f32],
-            g: &[f32],
-            slots: $crate::kernel::Slots<'_>,
-            sums: &mut $crate::reduce::Columns,
-        ) {
-            #[multiversion::multiversion(targets(
+    ($norms:ident = $terms:path, $moments:path, $finish:path, $apply:path, $step:ty, [$($slot:ident),*]) => {
+        #[allow(non_upper_case_globals, reason = "named as a function is")]
+        pub(crate) const $norms: $crate::kernel::Norms = {
+            use $crate::kernel::parts::*;
+
+            #[multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
-            fn walk(s: &$step, p: &[f32], g: &[f32], $($slot: &[f32],)* sums: &mut $crate::reduce::Columns) {
-                let n = p.len();
-                let g = &g[..n];
-                $(let $slot = &$slot[..n];)*
-                let [first, second, third] = sums;
-                let (first, second, third) = (&mut first[..n], &mut second[..n], &mut third[..n]);
-                for i in 0..n {
-                    let terms = $terms(s, p[i], g[i], $($slot[i]),*);
-                    first[i] += terms[0];
-                    second[i] += terms[1];
-                    third[i] += terms[2];
+            fn first_walk(s: &$step, p: &[f32], g: &[f32], $($slot: &mut [f32],)* sums: &mut $crate::reduce::Columns) {
+                let (s, n) = (*s, p.len());
+                let [first, second, _] = sums;
+                for span in (0..n).step_by(SPAN) {
+                    let len = SPAN.min(n - span);
+                    fetch(p, span);
+                    fetch(g, span);
+                    $(fetch($slot, span);)*
+                    let (p, g) = (&p[span..][..len], &g[span..][..len]);
+                    $(let $slot = &mut $slot[span..][..len];)*
+                    let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
+                    for i in 0..len {
+                        // Both compute the new slots, which the compiler does once.
+                        let terms = $terms(&s, p[i], g[i], $($slot[i]),*);
+                        $moments(&s, g[i], $(&mut $slot[i]),*);
+                        first[i] += terms[0];
+                        second[i] += terms[1];
+                    }
                 }
             }
-            let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-            let [$($slot,)* ..] = slots;
-            walk(step, p, g, $($slot,)* sums);
-        }
-
-        pub(crate) fn $finished(scalars: &mut optim_core::rule::StepScalars, sums: $crate::reduce::Sums) {
-            $finish(bytemuck::from_bytes_mut::<$step>(bytemuck::cast_slice_mut(scalars.words_mut())), sums);
-        }
+            #[multiversion(targets(
+                "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
+            ))]
+            fn second_walk(s: &$step, p: &mut [f32], $($slot: &[f32]),*) {
+                let (s, n) = (*s, p.len());
+                for span in (0..n).step_by(SPAN) {
+                    let len = SPAN.min(n - span);
+                    fetch(p, span);
+                    $(fetch($slot, span);)*
+                    let p = &mut p[span..][..len];
+                    $(let $slot = &$slot[span..][..len];)*
+                    for i in 0..len {
+                        $apply(&s, &mut p[i], $($slot[i]),*);
+                    }
+                }
+            }
+            $crate::kernel::Norms {
+                terms: 2,
+                measure: |scalars, p, g, slots, sums| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    first_walk(step, p, g, $($slot,)* sums);
+                },
+                finish: |scalars, sums| {
+                    $finish(bytemuck::from_bytes_mut::<$step>(bytemuck::cast_slice_mut(scalars.words_mut())), sums);
+                },
+                apply: |scalars, p, slots| {
+                    let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+                    let [$($slot,)* ..] = slots;
+                    second_walk(step, p, $($slot),*);
+                },
+            }
+        };
     };
 }
 pub(crate) use norms;

@@ -9,22 +9,28 @@
 const AHEAD: usize = 384;
 
 /// Elements that are fetched, and worked on, at a time.
-pub(crate) const ROW: usize = 64;
+pub(crate) const SPAN: usize = 64;
 
 /// Bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
-/// Begins to fetch the row of elements that a kernel which is at element `at` comes to soon. That may lie beyond the slice.
+/// Begins to fetch the span of elements that a kernel which is at element `at` comes to soon. That may lie beyond the slice.
 #[inline(always)]
 pub(crate) fn fetch<T>(slice: &[T], at: usize) {
+    fetch_span(slice, at + AHEAD);
+}
+
+/// Begins to fetch a span of elements. It may lie beyond the slice.
+#[inline(always)]
+pub(crate) fn fetch_span<T>(slice: &[T], first: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    for line in (0..ROW * size_of::<T>()).step_by(LINE) {
+    for line in (0..SPAN * size_of::<T>()).step_by(LINE) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let element = slice.as_ptr().wrapping_add(at + AHEAD).wrapping_byte_add(line);
+        let element = slice.as_ptr().wrapping_add(first).wrapping_byte_add(line);
         // SAFETY: nothing is read. The processor ignores an address that it cannot fetch from.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(element.cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = (slice, at);
+    let _ = (slice, first);
 }

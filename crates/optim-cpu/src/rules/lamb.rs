@@ -40,16 +40,21 @@ fn finish(s: &mut Step, sums: Sums) {
 }
 
 #[inline(always)]
-fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
-    moments(s, g, m, v);
+fn apply(s: &Step, p: &mut f32, m: f32, v: f32) {
     // (3) m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
-    let m_hat = *m * s.unbias1;
-    let v_hat = *v * s.unbias2;
+    let m_hat = m * s.unbias1;
+    let v_hat = v * s.unbias2;
     // (6) u = m̂ / (√v̂ + ε) + λ p
     let u = m_hat / (v_hat.sqrt() + s.eps) + s.weight_decay * *p;
     // (7) p ← p − γ r u
     *p = *p - s.lr * s.ratio * u;
 }
 
+#[inline(always)]
+fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+    moments(s, g, m, v);
+    apply(s, p, *m, *v);
+}
+
 elementwise!(kernel = update, Step, [m: Signed, v: Positive]);
-norms!(measure = terms, finished = finish, Step, [m, v]);
+norms!(norms = terms, moments, finish, apply, Step, [m, v]);

@@ -56,7 +56,7 @@ pub(crate) fn kernels(rule: &Rule) -> Kernels {
         Rule::Adadelta(_) => elementwise(adadelta::kernel),
         Rule::Asgd(_) => elementwise(asgd::kernel),
         Rule::Rprop(_) => elementwise(rprop::kernel),
-        Rule::Lamb(_) => Kernels { norms: Some((lamb::measure, lamb::finished)), ..elementwise(lamb::kernel) },
+        Rule::Lamb(_) => Kernels { norms: Some(lamb::norms), ..elementwise(lamb::kernel) },
         Rule::AdaFactor(_) => Kernels { update: Update::Factored, norms: None },
         Rule::Lars(config) => kernels(&config.inner),
         Rule::Custom(_) => Kernels { update: Update::Custom, norms: None },
