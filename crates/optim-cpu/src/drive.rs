@@ -41,7 +41,8 @@ pub(crate) struct Cut {
 /// The cuts for these tensors, at whole slices: none if the work is not worth sharing. A tensor with a factored rule is not cut.
 pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
     let total: usize = forms.iter().map(|form| form.len).sum();
-    let work: usize = forms.iter().map(|form| form.len * if form.plain { 1 } else { OTHERWISE }).sum();
+    let work: usize =
+        forms.iter().map(|form| form.len * if form.plain && !form.factored { 1 } else { OTHERWISE }).sum();
     if threads < 2 || work < SERIAL {
         return Vec::new();
     }

@@ -20,7 +20,7 @@ pub(crate) struct Form {
     pub(crate) master: Option<Master>,
     /// The formats of the slots that have an element for each of the parameter's.
     pub(crate) formats: [Option<SlotFormat>; MAX_SLOTS],
-    /// Whether parameter and state are `f32` throughout, and updated element by element.
+    /// Whether parameter and what has an element for each of its are `f32` throughout.
     pub(crate) plain: bool,
     /// Whether a kernel updates it that scales gradients.
     pub(crate) scales: bool,
@@ -46,9 +46,7 @@ impl Form {
         Self {
             len: tensor.parameter.len(),
             width: tensor.rows().1,
-            plain: spec.passes() != Passes::Factored
-                && master.is_none()
-                && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
+            plain: master.is_none() && formats.iter().flatten().all(|format| *format == SlotFormat::F32),
             scales: built_in,
             bf16: built_in
                 && !slots.is_empty()
@@ -80,11 +78,9 @@ impl Form {
         }
     }
 
-    /// The numbers that a factored rule works with: sums over the columns of one block of rows, and of one matrix; then
-    /// `√(R / mean of R)` of every row and `√C` of every column.
-    pub(crate) fn scratch(&self) -> usize {
-        let (matrices, rows, columns) = self.matrices();
-        if self.factored { 2 * columns + matrices * (rows + columns) } else { 0 }
+    /// Whether the parameter's numbers lie in memory as `f32`.
+    pub(crate) fn in_place(&self) -> bool {
+        matches!(self.master, None | Some(Master::F32))
     }
 
     /// The elements of a row of a row-sparse gradient.
