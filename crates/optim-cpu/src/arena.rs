@@ -111,7 +111,10 @@ impl Layout {
             let mut units = [(0, 0); KINDS];
             for (part, element, len) in form.tensor.arrays(&form.slots) {
                 let cut = match part {
-                    Part::Slot(nth) if form.slots[nth].shape != SlotShape::Same => (WHOLE, len * element.size()),
+                    Part::Slot(nth) if form.whole && form.slots[nth].shape != SlotShape::Same => {
+                        (WHOLE, len * element.size())
+                    }
+                    Part::Slot(_) if len == 0 => (0, 0),
                     Part::Scales(_) => (BLOCK.ilog2(), element.size()),
                     Part::Slot(_) | Part::Master | Part::Ema => (0, element.size()),
                 };

@@ -38,7 +38,14 @@ pub(crate) struct Cut {
     element: usize,
 }
 
-/// The cuts for these tensors, at whole slices: none if the work is not worth sharing. A tensor with a factored rule is not cut.
+impl Cut {
+    /// The parameter inside which it lies.
+    pub(crate) fn inside(&self) -> Option<usize> {
+        (self.element > 0).then_some(self.param)
+    }
+}
+
+/// The cuts for these tensors, at whole slices: none if the work is not worth sharing. A matrix with a factored rule is not cut.
 pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
     let total: usize = forms.iter().map(|form| form.len).sum();
     let work: usize =
@@ -56,7 +63,7 @@ pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
         let mut start = 0;
         loop {
             let element = (start + task - filled).next_multiple_of(SLICE);
-            if form.factored || element >= form.len {
+            if form.whole || element >= form.len {
                 break;
             }
             cuts.push(Cut { param, element });

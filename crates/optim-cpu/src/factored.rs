@@ -1,6 +1,6 @@
 //! The engine of rules whose second moments are kept by row and by column (`Passes::Factored`): AdaFactor.
 //!
-//! Tensors are worked on side by side, each by one thread. All sums have one fixed order, which is also the GPU's:
+//! Tensors are worked on side by side, each matrix or stack of them by one thread; vectors are cut. All sums have one fixed order, which is also the GPU's:
 //!
 //! ```text
 //! row sum:     lane l of 256 adds the columns l, l + 256, …; then a tree over the lanes
@@ -19,6 +19,7 @@ use half::f16;
 use optim_core::DType;
 use optim_core::backend::Record;
 use optim_core::compressed;
+use optim_core::rule::StepScalars;
 use optim_core::rules::ada_factor::Step;
 
 use crate::arena::{MASTER, SCRATCH, SLOTS, SUMS};
@@ -466,8 +467,8 @@ fn side_by_side_mut(span: &mut [f32]) -> [&mut [f32]; SIDE_BY_SIDE] {
     array::from_fn(|_| rows.next().unwrap_or_default())
 }
 
-/// Updates a tensor, which the piece holds whole.
-pub(crate) fn update(
+/// Updates the second moments of a piece, which of a matrix is the whole, and sums over its slices what [`finish`] needs.
+pub(crate) fn measure(
     form: &Form,
     record: &Record,
     shape: &Shape<'_>,
@@ -475,14 +476,29 @@ pub(crate) fn update(
     piece: &mut Piece<'_>,
     space: &mut Space,
 ) {
-    let mut scalars = record.scalars;
-    let step: &mut Step = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(scalars.words_mut()));
-    let len = piece.len;
     let mut factors = Factors::new(form, piece);
-    let slices: &mut [Sums] = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
+    advance(&mut factors, form, record, shape, gradient, piece, space);
+}
 
-    // The second moments and, close behind them, the norms.
-    let view = View { form, element: 0, p: piece.p, master: piece.arrays[MASTER], gradient };
+/// Completes the scalars from the sums over a tensor of so many elements.
+pub(crate) fn finish(scalars: &mut StepScalars, sums: Sums, len: usize) {
+    let step: &mut Step = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(scalars.words_mut()));
+    rule::finish(step, [sums[0], sums[1]], count(len));
+}
+
+/// The second moments and, close behind them, the norms: gives the sums over the piece.
+fn advance(
+    factors: &mut Factors<'_>,
+    form: &Form,
+    record: &Record,
+    shape: &Shape<'_>,
+    gradient: Gradient<'_>,
+    piece: &mut Piece<'_>,
+    space: &mut Space,
+) -> Sums {
+    let (step, len): (&Step, _) = (bytemuck::from_bytes(bytemuck::cast_slice(record.scalars.words())), piece.len);
+    let slices: &mut [Sums] = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
+    let view = View { form, element: piece.element, p: piece.p, master: piece.arrays[MASTER], gradient };
     let (Blocks { p, columns: running, .. }, Desk { g, u, small }) = space.desk();
     let (mut reader, mut reached) = (Reader { view, shape, p, g, desk: small }, 0);
     for (slice, sums) in slices.iter_mut().enumerate() {
@@ -493,11 +509,25 @@ pub(crate) fn update(
             factors.add_norms(range, &mut reader, u, [first, second]);
         });
     }
-    let sums = reduce::total(slices);
-    rule::finish(step, [sums[0], sums[1]], count(len));
+    reduce::total(slices)
+}
 
-    // The update.
-    let step = &*step;
+/// Updates a tensor. If the piece does not hold it whole, it has been measured, and the record is complete.
+pub(crate) fn update(
+    form: &Form,
+    record: &Record,
+    shape: &Shape<'_>,
+    gradient: Gradient<'_>,
+    piece: &mut Piece<'_>,
+    space: &mut Space,
+) {
+    let mut factors = Factors::new(form, piece);
+    let mut scalars = record.scalars;
+    if piece.len == form.len {
+        let sums = advance(&mut factors, form, record, shape, gradient, piece, space);
+        finish(&mut scalars, sums, form.len);
+    }
+    let step: &Step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
     walk::update(form, record, shape, gradient, piece, space, |start, p, g, _, slots| {
         let Opened::F32([.., m]) = slots else { return };
         let mut u = [0.0; SPAN];

@@ -28,6 +28,8 @@ pub(crate) struct Form {
     pub(crate) bf16: bool,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
+    /// Whether they are of this parameter, which has two axes or more: one thread works on it.
+    pub(crate) whole: bool,
     /// What a row-sparse gradient does.
     pub(crate) sparse: Sparse,
 }
@@ -55,6 +57,7 @@ impl Form {
             master,
             formats,
             factored: spec.passes() == Passes::Factored,
+            whole: spec.passes() == Passes::Factored && tensor.parameter.shape().len() >= 2,
             sparse: spec.sparse(),
             tensor: tensor.clone(),
         }
