@@ -26,8 +26,8 @@ struct Dims {
 @group(0) @binding(5) var<storage, read_write> column_moments: array<u32>;
 // M.
 @group(0) @binding(6) var<storage, read_write> first_moments: array<f32>;
-// √(R / mean of R).
-@group(0) @binding(7) var<storage, read_write> roots: array<f32>;
+// √(mean of R) / √R.
+@group(0) @binding(7) var<storage, read_write> row_factors: array<f32>;
 // The sums of p² and u² over each slice.
 @group(0) @binding(8) var<storage, read_write> parts: array<vec2<f32>>;
 
@@ -78,7 +78,7 @@ fn raw(i: u32) -> f32 {
     }
     let row = i / dims.columns;
     let column = row / dims.rows * dims.columns + i % dims.columns;
-    return direction(shaped(i), roots[row], sqrt(column_moment(column)));
+    return direction(shaped(i), row_factors[row], column_factor(column_moment(column)));
 }
 
 // R: a workgroup for each word of rows.
@@ -99,7 +99,7 @@ fn rows(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let total = tree(lane, sum);
         if (lane == 0u) {
             var r = row_moment(row);
-            moment(step, &r, total / f32(dims.columns));
+            moment(step, &r, total * (1.0 / f32(dims.columns)));
             word = word | encoded(r, row % PER_WORD);
         }
     }
@@ -129,13 +129,13 @@ fn columns(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index
             total = total + sum;
         }
         var c = column_moment(column);
-        moment(step, &c, total / f32(dims.rows));
+        moment(step, &c, total * (1.0 / f32(dims.rows)));
         word = word | encoded(c, column % PER_WORD);
     }
     column_moments[first_column / PER_WORD] = word;
 }
 
-// √(R / mean of R): a workgroup for each matrix of the stack.
+// √(mean of R) / √R: a workgroup for each matrix of the stack.
 @compute @workgroup_size(256)
 fn means(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let matrix = workgroup_index(id);
@@ -147,9 +147,9 @@ fn means(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) 
     for (var row = lane; row < dims.rows; row = row + LANES) {
         sum = sum + row_moment(first + row);
     }
-    let mean = tree(lane, sum) / f32(dims.rows);
+    let root_mean = sqrt(tree(lane, sum) * (1.0 / f32(dims.rows)));
     for (var row = lane; row < dims.rows; row = row + LANES) {
-        roots[first + row] = sqrt(row_moment(first + row) / mean);
+        row_factors[first + row] = row_factor(root_mean, row_moment(first + row));
     }
 }
 

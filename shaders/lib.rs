@@ -429,7 +429,7 @@ pub fn compose_rows(values: Format) -> String {
 /// [`FACTORED_WALKS`].
 ///
 /// The bindings of group 0, in order: `records` (dynamic offset), `dims` (uniform), `params`, `grads`, `row_moments`,
-/// `column_moments`, `first_moments`, `roots`, `parts`.
+/// `column_moments`, `first_moments`, `row_factors`, `parts`.
 #[must_use]
 pub fn compose_factored(rule: &str, moments: Moments) -> String {
     format!("{PRELUDE}\n{rule}\n{RECORD}{}{FACTORED}", moments.wgsl())

@@ -12,7 +12,7 @@ struct Step {
     weight_decay: f32,
     scale_parameter: u32,
     alpha: f32,
-    excess: f32,
+    rate: f32,
 }
 
 // What is averaged over rows and columns.
@@ -27,9 +27,19 @@ fn moment(s: Step, v: ptr<function, f32>, mean: f32) {
     *v = s.b * *v + s.one_minus_b * mean;
 }
 
+fn row_factor(root_mean: f32, r: f32) -> f32 {
+    // √(mean of R) / √R
+    return root_mean / sqrt(r);
+}
+
+fn column_factor(c: f32) -> f32 {
+    // 1 / √C
+    return 1.0 / sqrt(c);
+}
+
 fn direction(g: f32, row: f32, column: f32) -> f32 {
-    // (3) u = g / √(R / mean of R) / √C
-    return g / row / column;
+    // (3) u = g / √(R / mean of R) / √C, by the factors of row and column
+    return g * row * column;
 }
 
 fn direction_vector(g: f32, v: f32) -> f32 {
@@ -49,25 +59,17 @@ fn finish(s: ptr<function, Step>, sums: vec2<f32>, len: f32) {
             (*s).alpha = (*s).rho * (*s).eps2;
         }
     }
-    // (5) max(1, RMS(u) / clip_threshold)
+    // (5) α / max(1, RMS(u) / clip_threshold)
     let excess = sqrt(sums[1] / len) / (*s).clip;
-    (*s).excess = 1.0;
+    (*s).rate = (*s).alpha;
     if (excess > 1.0) {
-        (*s).excess = excess;
+        (*s).rate = (*s).alpha / excess;
     }
-}
-
-fn clipped(s: Step, u_raw: f32) -> f32 {
-    // (5) u ← α u / max(1, RMS(u) / clip_threshold)
-    var u = u_raw;
-    if (s.excess != 1.0) {
-        u = u_raw / s.excess;
-    }
-    return s.alpha * u;
 }
 
 fn update(s: Step, p: ptr<function, f32>, u_raw: f32, m: ptr<function, f32>) {
-    let u = clipped(s, u_raw);
+    // (5) u ← α u / max(1, RMS(u) / clip_threshold)
+    let u = s.rate * u_raw;
     // (6) M ← β₁ M + (1 − β₁) u,  u ← M
     *m = s.beta1 * *m + s.one_minus_beta1 * u;
     // (7) p ← p − λ α p − u
@@ -75,7 +77,8 @@ fn update(s: Step, p: ptr<function, f32>, u_raw: f32, m: ptr<function, f32>) {
 }
 
 fn update_plain(s: Step, p: ptr<function, f32>, u_raw: f32) {
-    let u = clipped(s, u_raw);
+    // (5) u ← α u / max(1, RMS(u) / clip_threshold)
+    let u = s.rate * u_raw;
     // (7) p ← p − λ α p − u
     *p = *p - s.weight_decay * s.alpha * *p - u;
 }

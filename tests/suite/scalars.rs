@@ -240,7 +240,7 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
                 ("weight_decay", Float(at.weight_decay)),
                 ("scale_parameter", Flag(rule.scale_parameter)),
                 ("alpha", Float(0.0)),
-                ("excess", Float(1.0)),
+                ("rate", Float(0.0)),
             ]
         }
         Rule::Lamb(Lamb { beta1, beta2, eps, .. }) => {

@@ -8,6 +8,7 @@ use optim_core::format::BLOCK;
 use optim_core::rule::{MAX_SLOTS, SlotShape};
 use optim_core::{Error, Result};
 
+use crate::factored;
 use crate::form::Form;
 use crate::reduce::{SLICE, Sums};
 
@@ -110,7 +111,10 @@ impl Layout {
             let mut units = [(0, 0); KINDS];
             for (part, element, len) in form.tensor.arrays(&form.slots) {
                 let cut = match part {
-                    Part::Slot(nth) if form.slots[nth].shape != SlotShape::Same => (WHOLE, len * element.size()),
+                    Part::Slot(nth) if form.whole && form.slots[nth].shape != SlotShape::Same => {
+                        (WHOLE, len * element.size())
+                    }
+                    Part::Slot(_) if len == 0 => (0, 0),
                     Part::Scales(_) => (BLOCK.ilog2(), element.size()),
                     Part::Slot(_) | Part::Master | Part::Ema => (0, element.size()),
                 };
@@ -119,7 +123,7 @@ impl Layout {
             units[ACCUMULATED] = (0, size_of::<f32>());
             units[KEPT] = (0, if form.tensor.ema { form.tensor.parameter.dtype().size() } else { 0 });
             units[SUMS] = (SLICE.ilog2(), size_of::<Sums>());
-            units[SCRATCH] = (WHOLE, form.scratch() * size_of::<f32>());
+            units[SCRATCH] = (WHOLE, if form.factored { factored::scratch(form) * size_of::<f32>() } else { 0 });
             for ((rooms, end), (shift, bytes)) in layout.rooms.iter_mut().zip(&mut layout.ends).zip(units) {
                 let room = Room { start: *end, shift, bytes };
                 *end = room.end(form.len).next_multiple_of(LINE);

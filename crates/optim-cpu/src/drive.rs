@@ -41,10 +41,18 @@ pub(crate) struct Cut {
 /// The most bytes of a parameter that is measured and updated at once: they stay in a core's second cache meanwhile.
 const AT_ONCE: usize = 1 << 20;
 
-/// The cuts for these tensors, at whole slices: none if the work is not worth sharing. A tensor with a factored rule is not cut.
+impl Cut {
+    /// The parameter inside which it lies.
+    pub(crate) fn inside(&self) -> Option<usize> {
+        (self.element > 0).then_some(self.param)
+    }
+}
+
+/// The cuts for these tensors, at whole slices: none if the work is not worth sharing. A matrix with a factored rule is not cut.
 pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
     let total: usize = forms.iter().map(|form| form.len).sum();
-    let work: usize = forms.iter().map(|form| form.len * if form.plain { 1 } else { OTHERWISE }).sum();
+    let work: usize =
+        forms.iter().map(|form| form.len * if form.plain && !form.factored { 1 } else { OTHERWISE }).sum();
     if threads < 2 || work < SERIAL {
         return Vec::new();
     }
@@ -58,7 +66,7 @@ pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
         let mut start = 0;
         loop {
             let element = (start + task - filled).next_multiple_of(SLICE);
-            if form.factored || element >= form.len {
+            if form.whole || element >= form.len {
                 break;
             }
             cuts.push(Cut { param, element });

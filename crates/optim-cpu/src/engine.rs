@@ -46,6 +46,8 @@ struct Memory {
     layout: Layout,
     arenas: [Arena; KINDS],
     cuts: Vec<Cut>,
+    /// The parameters with a factored rule that several tasks share.
+    shared: Vec<usize>,
     pool: Option<Arc<ThreadPool>>,
 }
 
@@ -163,7 +165,9 @@ impl Memory {
     fn new(mut forms: Vec<Form>, pool: Option<Arc<ThreadPool>>, threads: usize) -> Result<Self> {
         let (layout, cuts) = (Layout::new(&forms), drive::cuts(&forms, threads));
         forms.iter_mut().zip(drive::at_once(&cuts, &layout)).for_each(|(form, at_once)| form.at_once = at_once);
-        let mut memory = Self { forms, layout, cuts, pool, arenas: Default::default() };
+        let mut shared: Vec<_> = cuts.iter().filter_map(Cut::inside).filter(|&param| forms[param].factored).collect();
+        shared.dedup();
+        let mut memory = Self { forms, layout, cuts, shared, pool, arenas: Default::default() };
         let at_once = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
         at_once.into_iter().try_for_each(|kind| memory.make(kind))?;
         memory.fill();
@@ -227,7 +231,7 @@ impl Memory {
         params: &mut [ParamMut<'_>],
         work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
-        let Self { forms, layout, arenas, cuts, pool } = self;
+        let Self { forms, layout, arenas, cuts, pool, .. } = self;
         let (forms, layout, cuts) = (&**forms, &*layout, &**cuts);
         let pieces = Pieces::new(params, arenas);
         in_pool(pool.as_deref().filter(|_| !cuts.is_empty()), move || {
@@ -428,6 +432,22 @@ impl Engine for CpuEngine {
                 if let Some(norms) = kernels[form.tensor.rule].norms.filter(|_| !at_once(form, record, rows)) {
                     (norms.finish)(&mut record.scalars, reduce::total(memory.sums_mut(param)));
                 }
+            }
+        }
+        if !memory.shared.is_empty() {
+            memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
+                if form.factored && piece.len < form.len {
+                    factored::measure(form, record, shape, gradient, piece, space);
+                }
+            });
+            for nth in 0..memory.shared.len() {
+                let param = memory.shared[nth];
+                if !updated(param) {
+                    continue;
+                }
+                let sums = reduce::total(memory.sums_mut(param));
+                let record = &mut now.records[update.record_of[param] as usize];
+                factored::finish(&mut record.scalars, sums, memory.forms[param].len);
             }
         }
         memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {

@@ -23,7 +23,7 @@ pub(crate) struct Form {
     pub(crate) master: Option<Master>,
     /// The formats of the slots that have an element for each of the parameter's.
     pub(crate) formats: [Option<SlotFormat>; MAX_SLOTS],
-    /// Whether parameter and state are `f32` throughout, and updated element by element.
+    /// Whether parameter and what has an element for each of its are `f32` throughout.
     pub(crate) plain: bool,
     /// Whether a kernel updates it that scales gradients.
     pub(crate) scales: bool,
@@ -35,6 +35,8 @@ pub(crate) struct Form {
     pub(crate) at_once: bool,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
+    /// Whether they are of this parameter, which has two axes or more: one thread works on it.
+    pub(crate) whole: bool,
     /// What a row-sparse gradient does.
     pub(crate) sparse: Sparse,
 }
@@ -78,7 +80,7 @@ impl Form {
         Self {
             len: tensor.parameter.len(),
             width: tensor.rows().1,
-            plain: spec.passes() != Passes::Factored && master.is_none() && wide,
+            plain: master.is_none() && wide,
             wide,
             at_once: false,
             scales: kernel.is_some(),
@@ -87,6 +89,7 @@ impl Form {
             master,
             formats,
             factored: spec.passes() == Passes::Factored,
+            whole: spec.passes() == Passes::Factored && tensor.parameter.shape().len() >= 2,
             sparse: spec.sparse(),
             tensor: tensor.clone(),
         }
@@ -110,11 +113,9 @@ impl Form {
         }
     }
 
-    /// The numbers that a factored rule works with: sums over the columns of one block of rows, and of one matrix; then
-    /// `√(R / mean of R)` of every row and `√C` of every column.
-    pub(crate) fn scratch(&self) -> usize {
-        let (matrices, rows, columns) = self.matrices();
-        if self.factored { 2 * columns + matrices * (rows + columns) } else { 0 }
+    /// Whether the parameter's numbers lie in memory as `f32`.
+    pub(crate) fn in_place(&self) -> bool {
+        matches!(self.master, None | Some(Master::F32))
     }
 
     /// The elements of a row of a row-sparse gradient.

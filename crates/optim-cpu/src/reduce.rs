@@ -56,16 +56,28 @@ pub(crate) fn summed_by<const ROWS: usize>(
     mut add: impl FnMut(Range<usize>, &mut Columns),
 ) {
     for (slice, sums) in sums.iter_mut().enumerate() {
-        let end = len.min((slice + 1) * SLICE);
-        let used = ROW.min(end - slice * SLICE);
-        // A lane adds up four columns.
-        columns.iter_mut().take(terms).for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
-        for start in (slice * SLICE..end).step_by(ROWS * ROW) {
-            add(start..end.min(start + ROWS * ROW), columns);
-        }
-        *sums = [0.0; MAX_TERMS];
-        sums.iter_mut().zip(&*columns).take(terms).for_each(|(sum, column)| *sum = fold(column, used));
+        sum_slice::<ROWS>(slice, len, terms, sums, columns, &mut add);
     }
+}
+
+/// As [`summed_by`], of one slice.
+pub(crate) fn sum_slice<const ROWS: usize>(
+    slice: usize,
+    len: usize,
+    terms: usize,
+    sums: &mut Sums,
+    columns: &mut Columns,
+    mut add: impl FnMut(Range<usize>, &mut Columns),
+) {
+    let end = len.min((slice + 1) * SLICE);
+    let used = ROW.min(end - slice * SLICE);
+    // A lane adds up four columns.
+    columns.iter_mut().take(terms).for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
+    for start in (slice * SLICE..end).step_by(ROWS * ROW) {
+        add(start..end.min(start + ROWS * ROW), columns);
+    }
+    *sums = [0.0; MAX_TERMS];
+    sums.iter_mut().zip(&*columns).take(terms).for_each(|(sum, column)| *sum = fold(column, used));
 }
 
 /// The sum of a slice's columns, of which those from `used` on are 0.
@@ -103,6 +115,14 @@ pub(crate) fn strided(numbers: &[f32]) -> f32 {
         lanes.iter_mut().zip(row).for_each(|(lane, number)| *lane += number);
     }
     tree(&mut lanes, numbers.len().min(LANES))
+}
+
+/// The sums of sets of lanes.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn trees(sets: &mut [[f32; LANES]], used: usize, sums: &mut [f32]) {
+    for (lanes, sum) in sets.iter_mut().zip(sums) {
+        *sum = tree(lanes, used);
+    }
 }
 
 /// Adds up the lanes, of which those from `used` on are 0.

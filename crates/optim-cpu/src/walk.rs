@@ -12,6 +12,7 @@ use optim_core::{DType, compressed};
 
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
+use crate::factored::Desk;
 use crate::form::{Form, Narrow};
 use crate::kernel::{Bf16Slots, Block8Slots, Opened, Scaling, SlotBits, Slots};
 use crate::reduce::{Columns, ROW};
@@ -22,9 +23,12 @@ use crate::storage::{self, Random, floats, floats_mut, numbers_mut};
 /// Elements that are worked on at a time: whole blocks of 8-bit slots.
 pub(crate) const BLOCK: usize = 1024;
 
-/// The blocks of a task, made when they are first needed.
+/// What a task works with, made when it is first needed.
 #[derive(Default)]
-pub(crate) struct Space(Option<Blocks>);
+pub(crate) struct Space {
+    blocks: Option<Blocks>,
+    desk: Option<Desk>,
+}
 
 /// A block of each array.
 pub(crate) struct Blocks {
@@ -44,7 +48,12 @@ impl Blocks {
 
 impl Space {
     pub(crate) fn blocks(&mut self) -> &mut Blocks {
-        self.0.get_or_insert_with(Blocks::new)
+        self.blocks.get_or_insert_with(Blocks::new)
+    }
+
+    /// The blocks, and what a factored rule works with.
+    pub(crate) fn desk(&mut self) -> (&mut Blocks, &mut Desk) {
+        (self.blocks.get_or_insert_with(Blocks::new), self.desk.get_or_insert_with(Desk::new))
     }
 }
 

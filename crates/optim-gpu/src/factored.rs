@@ -39,7 +39,7 @@ pub(crate) struct Factored {
     places: Vec<usize>,
     /// The slots, and the bytes of their elements.
     slots: Vec<(Memory, usize)>,
-    roots: Memory,
+    row_factors: Memory,
     sums: Memory,
     /// What is bound where a tensor has nothing: 256 bytes for each of the kernel's arrays.
     nothing: wgpu::Buffer,
@@ -100,7 +100,7 @@ impl Factored {
         Ok(Self {
             places: places.collect(),
             slots: memories.collect::<Result<_>>()?,
-            roots: Memory::new(context, "roots", dims.iter().map(|dims| (dims.rows * dims.stack) as usize))?,
+            row_factors: Memory::new(context, "roots", dims.iter().map(|dims| (dims.rows * dims.stack) as usize))?,
             sums: Memory::new(context, "sums", dims.iter().map(|dims| 2 * dims.slices as usize))?,
             nothing: context.create_buffer("nothing", 4 * 256, USAGE, false)?,
             dims,
@@ -152,7 +152,7 @@ impl Factored {
                 moments[0],
                 moments[1],
                 moments[2],
-                array(&self.roots.layout, &self.roots.pages, member, nothing),
+                array(&self.row_factors.layout, &self.row_factors.pages, member, nothing),
                 array(&self.sums.layout, &self.sums.pages, member, nothing),
             ];
             for (walk, groups) in walks(dims, kind.program.moments.per_word()) {

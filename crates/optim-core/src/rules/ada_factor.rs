@@ -123,8 +123,8 @@ step_scalars! {
     scale_parameter: u32,
     /// `α`, by `finish`
     alpha: f32,
-    /// `max(1, RMS(u) / clip_threshold)`, by `finish`
-    excess: f32,
+    /// `α / max(1, RMS(u) / clip_threshold)`, by `finish`
+    rate: f32,
 }
 
 /// The rate of a rule that makes its own: never used.
@@ -201,7 +201,7 @@ impl UpdateRule for AdaFactor {
             weight_decay: single(at.weight_decay),
             scale_parameter: u32::from(self.scale_parameter && (self.relative_step || !at.dynamic_lr)),
             alpha: 0.0,
-            excess: 1.0,
+            rate: 0.0,
         })
     }
 

@@ -10,8 +10,17 @@ use crate::walk::BLOCK;
 /// The most rows and columns of a small matrix.
 const MOST: usize = 8;
 
-/// The most elements of the matrices in which a block begins and ends, beside the block.
-const BESIDE: usize = 2 * MOST * MOST;
+/// What a task works with: numbers of each element, and of rows or columns.
+pub(super) struct Desk {
+    pub(super) each: [[f32; BLOCK]; 2],
+    pub(super) lines: [[f32; ROW]; 3],
+}
+
+impl Desk {
+    pub(super) fn new() -> Self {
+        Self { each: [[0.0; BLOCK]; 2], lines: [[0.0; ROW]; 3] }
+    }
+}
 
 /// The rows and columns of each matrix of a stack.
 #[derive(Debug, Clone, Copy)]
@@ -37,47 +46,32 @@ impl Small {
         run_sums(self.columns, squares, sums);
     }
 
-    /// The sum of each column.
-    pub(super) fn column_sums(self, squares: &[f32], sums: &mut [f32]) {
-        column_sums(self.rows, self.columns, squares, sums);
+    /// The sum of each column; `from_here` is as long as the squares.
+    pub(super) fn column_sums(self, squares: &[f32], from_here: &mut [f32], sums: &mut [f32]) {
+        column_sums(self.rows, self.columns, squares, from_here, sums);
     }
 
-    /// `√(R / mean of R)` of some matrices. In matrices of one row, that is 1 or not a number, and stands, if it is not, in place
-    /// of `√C`.
-    pub(super) fn row_roots(self, moments: &[f32], roots: &mut [f32], column_roots: &mut [f32]) {
-        if self.rows == 1 {
-            if !positive(moments) {
-                for (moment, column_roots) in moments.iter().zip(column_roots.chunks_mut(self.columns)) {
-                    let mean = moment / count(self.rows);
-                    let root = (moment / mean).sqrt();
-                    if root.is_nan() {
-                        column_roots.fill(root);
-                    }
-                }
-            }
-            return;
-        }
-        let (mut means, mut spread) = ([0.0; ROW], [0.0; ROW]);
+    /// The factors of rows with these moments, for each element. The means are of each matrix, and for each row.
+    pub(super) fn row_factors(
+        self,
+        moments: &[f32],
+        means: &mut [f32],
+        spread: &mut [f32],
+        factors: &mut [f32],
+        by_row: &mut [f32],
+    ) {
         let means = &mut means[..moments.len() / self.rows];
         run_sums(self.rows, moments, means);
-        means.iter_mut().for_each(|mean| *mean /= count(self.rows));
-        repeat(self.rows, means, &mut spread);
-        rule::row_roots(moments, &spread, roots);
+        rule::into_root_means(1.0 / count(self.rows), means);
+        repeat(self.rows, means, spread);
+        rule::row_factors(spread, moments, factors);
+        repeat(self.columns, factors, by_row);
     }
 
-    /// `u` of at most a block, from the element `start` of the stack on.
-    pub(super) fn directions(self, start: usize, g: &[f32], roots: &[f32], column_roots: &[f32], u: &mut [f32]) {
-        let size = self.rows * self.columns;
-        let (first, end, skipped) = (start / size, (start + g.len()).div_ceil(size), start % size);
-        let roots = &roots[first * self.rows..end * self.rows];
-        let column_roots = &column_roots[first * self.columns..end * self.columns];
-        if self.rows == 1 {
-            return rule::directions_by_column(g, &column_roots[skipped..], u);
-        }
-        let (mut by_row, mut by_column) = ([0.0; BLOCK + BESIDE], [0.0; BLOCK + BESIDE]);
-        repeat(self.columns, roots, &mut by_row);
-        repeat_runs(self.rows, self.columns, column_roots, &mut by_column);
-        rule::directions_each(g, &by_row[skipped..], &by_column[skipped..], u);
+    /// The factors of columns with these moments, for each element.
+    pub(super) fn column_factors(self, moments: &[f32], factors: &mut [f32], by_column: &mut [f32]) {
+        rule::column_factors(moments, factors);
+        repeat_runs(self.rows, self.columns, factors, by_column);
     }
 }
 
@@ -95,12 +89,6 @@ macro_rules! of_length {
             _ => $function::<MOST>($($argument),*),
         }
     };
-}
-
-/// Whether all numbers are above 0 and finite.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn positive(numbers: &[f32]) -> bool {
-    numbers.iter().fold(true, |all, &x| all & (x > 0.0) & (x < f32::INFINITY))
 }
 
 /// The sum of every run of so many numbers, as of the lanes of [`tree`](crate::reduce::tree).
@@ -121,10 +109,8 @@ fn sums_of<const N: usize>(numbers: &[f32], sums: &mut [f32]) {
 
 /// The sum of each column, the rows in order.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn column_sums(rows: usize, columns: usize, numbers: &[f32], sums: &mut [f32]) {
+fn column_sums(rows: usize, columns: usize, numbers: &[f32], from_here: &mut [f32], sums: &mut [f32]) {
     // Each number becomes the sum of those in its column from it on: right in the first row of each matrix, which alone is used.
-    let mut from_here = [0.0; BLOCK];
-    let from_here = &mut from_here[..numbers.len()];
     from_here.copy_from_slice(numbers);
     for row in 1..rows {
         from_here.iter_mut().zip(&numbers[row * columns..]).for_each(|(sum, number)| *sum += number);
