@@ -12,6 +12,7 @@
 //! | `math` | functions that rules need and no processor has |
 //! | `engine` | one optimizer's state, and the walks of an update |
 //! | `drive` | a step's memory, cut into equal tasks |
+//! | `pool` | the threads that work on them |
 //! | `walk` | the update of a piece of memory, block by block where something has to be converted or shaped |
 //! | `storage` | numbers of fewer than 32 bits, read and stored |
 //! | `shape` | what happens to a gradient before the rule sees it |
@@ -32,6 +33,7 @@ mod form;
 mod guard;
 mod kernel;
 mod math;
+mod pool;
 mod reduce;
 mod rows;
 mod rules;

@@ -1,0 +1,52 @@
+//! The threads that a step may be shared with, and whether they are awake.
+//!
+//! A worker of rayon's that finds nothing to do looks for work 33 times, giving up the processor in between, and then sleeps:
+//! after 5 to 15 µs. Work that is handed over before that begins at once; later the system has to wake the worker, which costs the
+//! caller more than a small step takes. rayon does not tell who sleeps, so the clock does: where steps follow one another at once,
+//! the workers of the last one are awake for the next.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rayon::ThreadPool;
+
+/// How long workers are awake after a step, at least.
+const AWAKE: Duration = Duration::from_micros(5);
+
+thread_local! {
+    /// When this thread was last done with something that it shares, or would share if threads were awake.
+    static DONE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// The caller's pool; without one that of the calling thread, or the global one.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool(Option<Arc<ThreadPool>>);
+
+impl Pool {
+    pub(crate) fn new(pool: Option<Arc<ThreadPool>>) -> Self {
+        Self(pool)
+    }
+
+    /// Runs something in the pool.
+    pub(crate) fn run(&self, run: impl FnOnce() + Send) {
+        match &self.0 {
+            Some(pool) => pool.install(run),
+            None => run(),
+        }
+    }
+
+    /// Whether the calling thread belongs to the pool and has been done with a step a moment ago.
+    pub(crate) fn is_awake(&self) -> bool {
+        let index = match &self.0 {
+            Some(pool) => pool.current_thread_index(),
+            None => rayon::current_thread_index(),
+        };
+        index.is_some() && DONE.get().is_some_and(|done| done.elapsed() <= AWAKE)
+    }
+
+    /// Notes that the calling thread is done.
+    pub(crate) fn done() {
+        DONE.set(Some(Instant::now()));
+    }
+}
