@@ -151,20 +151,25 @@ impl<'v, 'd> Pieces<'v, 'd> {
 
     /// Calls `work` for each piece.
     fn each(self, layout: &Layout, mut work: impl FnMut(&mut Piece<'_>)) {
-        let Self { begin, head, rest, tail, mut arrays } = self;
+        let Self { begin, head, rest, tail, arrays } = self;
         let first_whole = begin.param + usize::from(head.is_some());
         let after = first_whole + rest.len();
-        let bases: [usize; KINDS] = array::from_fn(|kind| layout.at(kind, begin.param, begin.element));
+        // The arrays that there are, and where they begin: few of all kinds.
+        let (mut there, mut count) = (array::from_fn::<_, KINDS, _>(|_| (0, 0, Default::default())), 0);
+        for (kind, array) in arrays.into_iter().enumerate().filter(|(_, array)| !array.is_empty()) {
+            there[count] = (kind, layout.at(kind, begin.param, begin.element), array);
+            count += 1;
+        }
+        let there: &mut [(usize, usize, &mut [u8])] = &mut there[..count];
         let mut piece = |param: usize, element: usize, p: &mut [u8]| {
             if p.is_empty() {
                 return;
             }
             let len = p.len() / layout.sizes[param];
             let mut piece = Piece { param, element, len, p, arrays: Default::default() };
-            for (kind, array) in arrays.iter_mut().enumerate().filter(|(_, array)| !array.is_empty()) {
-                let [start, end] =
-                    [element, element + len].map(|element| layout.at(kind, param, element) - bases[kind]);
-                piece.arrays[kind] = &mut array[start..end];
+            for (kind, base, array) in &mut *there {
+                let [start, end] = [element, element + len].map(|element| layout.at(*kind, param, element) - *base);
+                piece.arrays[*kind] = &mut array[start..end];
             }
             work(&mut piece);
         };

@@ -237,6 +237,7 @@ impl Memory {
             drive::run(&[], layout, pieces, &work);
         } else {
             pool.run(|| drive::run(&cuts.cuts, layout, pieces, &work));
+            pool.stir();
         }
         Pool::done();
     }
@@ -338,13 +339,21 @@ impl Now {
 }
 
 impl Engine for CpuEngine {
+    fn begin(&mut self) {
+        if self.memory.cuts.wakes {
+            self.memory.pool.stir();
+        }
+    }
+
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
+        self.begin();
         let forms = &self.memory.forms;
         check_params(forms, params)?;
         let mut lists_rows = false;
-        for ((form, grad), &record) in
-            forms.iter().zip(grads).zip(update.record_of).filter(|(_, record)| **record != FROZEN)
-        {
+        for ((form, grad), &record) in forms.iter().zip(grads).zip(update.record_of) {
+            if record == FROZEN || matches!(grad, Grad::F32(_) | Grad::F16(_) | Grad::Bf16(_)) {
+                continue;
+            }
             check_grad(form, grad)?;
             lists_rows |= matches!(grad, Grad::Rows(..));
             let refuse = |with: &str| {

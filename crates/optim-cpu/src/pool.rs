@@ -6,13 +6,18 @@
 //! the workers of the last one are awake for the next.
 
 use std::cell::Cell;
+use std::hint;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
 /// How long workers are awake after a step, at least.
 const AWAKE: Duration = Duration::from_micros(5);
+
+/// How often.
+const WAIT: u32 = 64;
 
 thread_local! {
     /// When this thread was last done with something that it shares, or would share if threads were awake.
@@ -38,11 +43,33 @@ impl Pool {
 
     /// Whether the calling thread belongs to the pool and has been done with a step a moment ago.
     pub(crate) fn is_awake(&self) -> bool {
+        self.is_inside() && DONE.get().is_some_and(|done| done.elapsed() <= AWAKE)
+    }
+
+    /// Keeps a worker awake, or wakes it.
+    pub(crate) fn stir(&self) {
+        if !self.is_inside() {
+            return;
+        }
+        let stirred = AtomicBool::new(false);
+        let wait = || {
+            for _ in 0..WAIT {
+                if stirred.load(Ordering::Relaxed) {
+                    break;
+                }
+                hint::spin_loop();
+            }
+        };
+        rayon::join(wait, || stirred.store(true, Ordering::Relaxed));
+    }
+
+    /// Whether the calling thread belongs to the pool.
+    fn is_inside(&self) -> bool {
         let index = match &self.0 {
             Some(pool) => pool.current_thread_index(),
             None => rayon::current_thread_index(),
         };
-        index.is_some() && DONE.get().is_some_and(|done| done.elapsed() <= AWAKE)
+        index.is_some()
     }
 
     /// Notes that the calling thread is done.
