@@ -176,7 +176,8 @@ impl Tensor {
 
 /// One optimizer's state on a backend, and the kernels that update it.
 pub trait Engine: fmt::Debug + Send {
-    /// An update will follow at once, unless core finds that it cannot be.
+    /// Says that an update is coming, unless core finds in a moment that it cannot be: what takes time to make ready may begin. Nothing
+    /// by default.
     fn begin(&mut self) {}
 
     /// Updates every parameter that has a gradient and a record. Lengths and types have been checked; checks that only the

@@ -73,7 +73,8 @@ impl Cuts {
                 let element = (part(total, task, tasks) - before) / unit(form);
                 let step = if form.factored { form.len.max(1) } else { SLICE };
                 let element = (element + step / 2) / step * step;
-                let cut = if element < form.len { Cut { param, element } } else { Cut { param: param + 1, element: 0 } };
+                let cut =
+                    if element < form.len { Cut { param, element } } else { Cut { param: param + 1, element: 0 } };
                 let first = Cut { param: 0, element: 0 };
                 if cut.param < forms.len() && cut != *cuts.last().unwrap_or(&first) {
                     cuts.push(cut);

@@ -4,6 +4,9 @@
 //! after 5 to 15 µs. Work that is handed over before that begins at once; later the system has to wake the worker, which costs the
 //! caller more than a small step takes. rayon does not tell who sleeps, so the clock does: where steps follow one another at once,
 //! the workers of the last one are awake for the next.
+//!
+//! Keeping them awake for longer would take a job that outlives the step: an allocation, and a thread of the pool that may be in the
+//! midst of a wait of the caller's.
 
 use std::cell::Cell;
 use std::hint;
@@ -16,7 +19,7 @@ use rayon::ThreadPool;
 /// How long workers are awake after a step, at least.
 const AWAKE: Duration = Duration::from_micros(5);
 
-/// How often.
+/// How often the caller looks whether a worker has stirred: half a microsecond.
 const WAIT: u32 = 64;
 
 thread_local! {
@@ -46,7 +49,8 @@ impl Pool {
         self.is_inside() && DONE.get().is_some_and(|done| done.elapsed() <= AWAKE)
     }
 
-    /// Keeps a worker awake, or wakes it.
+    /// Keeps a worker awake, or wakes it, by work that is nothing: before and after what a step does not share, so that it finds a
+    /// worker awake when it does. Only inside the pool.
     pub(crate) fn stir(&self) {
         if !self.is_inside() {
             return;
