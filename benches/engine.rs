@@ -49,6 +49,10 @@ impl Backend for Open {
 }
 
 impl Engine for Shared {
+    fn begin(&mut self) {
+        self.lock().begin();
+    }
+
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
         self.lock().update(update, params, grads)
     }

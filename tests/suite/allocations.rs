@@ -91,8 +91,10 @@ mod cpu {
 
     const STEPS: usize = 200;
 
-    /// Small enough to be done by the calling thread, and large enough to be shared.
-    const SETS: [&[usize]; 2] = [&[100, 7, 2000, 1, 64], &[100_000, 3, 50_001, 1, 16_384]];
+    /// Small enough to be done by the calling thread, to be shared with threads that are awake (by some rules with any), and large
+    /// enough to wake one.
+    const SETS: [&[usize]; 3] =
+        [&[100, 7, 2000, 1, 64], &[60_000, 3, 40_001, 1, 16_384], &[100_000, 3, 50_001, 1, 16_384]];
 
     /// A pool whose threads count.
     fn pool(counter: &'static AtomicUsize) -> Arc<rayon::ThreadPool> {
@@ -163,7 +165,7 @@ mod cpu {
     /// one job for each walk over memory, or none if it is small. Nothing else.
     #[test]
     fn a_block_every_63_steps_from_outside() {
-        for (lens, shared) in SETS.into_iter().zip([false, true]) {
+        for (lens, shared) in SETS.into_iter().zip([false, true, true]) {
             let counter = counter();
             let pool = pool(counter);
             with_optimizer(

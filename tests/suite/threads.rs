@@ -1,11 +1,14 @@
 //! The same bits for any number of threads.
 
+use std::sync::Arc;
+
 use optim_tests::engine::{Case, Driven, Formats, record};
 use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, compare};
 use optimizers::core::backend::{FROZEN, Shaping, Stages, Trust};
 use optimizers::core::format::StateDType;
 use optimizers::core::guard::{Clip, Guard};
-use optimizers::{AdaFactor, Adam, CpuBackend, DType, Grad, Lamb, Lars, Momentum, Rule};
+use optimizers::{AdaFactor, Adam, CpuBackend, DType, Grad, Lamb, Lars, Momentum, ParamMut, Rule};
+use rayon::ThreadPoolBuilder;
 
 /// Trains with 1, 2 and 5 threads and compares bits.
 fn same_for_any_number(lens: &[usize], steps: usize, gaps: bool) {
@@ -51,6 +54,45 @@ fn tiny_tensors_around_a_huge_one() {
 #[test]
 fn tensors_of_a_task_each() {
     same_for_any_number(&[16_384; 10], 2, false);
+}
+
+/// Steps that follow one another at once, from every place where a step may be called: each ends, with the same bits. One size is
+/// shared with threads that are awake only, one with all.
+#[test]
+fn called_from_anywhere() {
+    for lens in [[100_003, 5], [300_007, 5]] {
+        let problem = Problem::new(&lens, 1, 1);
+        let setup = Setup::new(&Adam::default().into(), 1e-2);
+        let train = |backend: &CpuBackend| {
+            let mut optimizer = setup.builder(&problem.parameters).build(backend.clone()).unwrap();
+            let mut start = problem.start.clone();
+            let mut params: Vec<ParamMut<'_>> = start.iter_mut().map(Into::into).collect();
+            let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
+            for _ in 0..20 {
+                assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied");
+            }
+            start.iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        let one = train(&CpuBackend::with_threads(1).unwrap());
+        for threads in [1, 2, 3] {
+            let pool = |threads| Arc::new(ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
+            let (pool, other) = (pool(threads), pool(2));
+            let own = CpuBackend::with_pool(Arc::clone(&pool));
+            let same = |place: &str, backend: &CpuBackend| {
+                assert!(train(backend) == one, "{place}, {threads} threads, {lens:?}: other bits");
+            };
+            same("outside", &own);
+            pool.install(|| same("inside", &own));
+            pool.install(|| same("inside, without a pool of its own", &CpuBackend::new()));
+            other.install(|| same("inside another pool", &own));
+            pool.scope(|scope| (0..4).for_each(|_| scope.spawn(|_| same("several at once inside", &own))));
+            std::thread::scope(|scope| {
+                (0..3).for_each(|_| {
+                    scope.spawn(|| same("several at once outside", &own));
+                });
+            });
+        }
+    }
 }
 
 /// Every format, with all that can stand around a rule; cuts fall inside rows.

@@ -176,6 +176,10 @@ impl Tensor {
 
 /// One optimizer's state on a backend, and the kernels that update it.
 pub trait Engine: fmt::Debug + Send {
+    /// Says that an update is coming, unless core finds in a moment that it cannot be: what takes time to make ready may begin. Nothing
+    /// by default.
+    fn begin(&mut self) {}
+
     /// Updates every parameter that has a gradient and a record. Lengths and types have been checked; checks that only the
     /// backend can make come first, before anything is changed. Row-sparse gradients are refused with 8-bit state and where
     /// something is done row by row.

@@ -15,7 +15,7 @@ use crate::report::Gradients;
 use crate::rule::{At, Decay, Passes, Slot, Sparse};
 use crate::rules::single;
 use crate::settings::{Ema, Group, Settings};
-use crate::{Builder, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
+use crate::{Builder, DType, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
 
 mod change;
 mod explain;
@@ -100,6 +100,8 @@ pub struct Optimizer {
     defaults: Builder,
     classes: Vec<Class>,
     class_of: Vec<usize>,
+    /// The length and type of each parameter, close together: every step reads them.
+    sizes: Vec<(usize, DType)>,
     /// Updates applied, as far as is known.
     step: u64,
     /// One for each group, after those updates.
@@ -171,6 +173,7 @@ impl Optimizer {
             flags: vec![false; count],
             classes: Vec::new(),
             class_of: Vec::new(),
+            sizes: Vec::new(),
             step: 0,
             swapped: false,
             torn: false,
@@ -324,7 +327,8 @@ impl Optimizer {
             return Err(Error::State { what, expected });
         }
         self.refuse_torn("a step")?;
-        self.check_memory(params, grads)?;
+        self.engine.begin();
+        let dense = self.check_memory(params, grads)?;
         if target.is_none() {
             self.poll()?;
         }
@@ -341,8 +345,10 @@ impl Optimizer {
             made = self.make_records(weight);
         }
         let records = made?;
-        self.assign_records(grads);
-        self.fill_rows(grads);
+        self.assign_records(grads, dense);
+        if !dense || self.lists_rows {
+            self.fill_rows(grads);
+        }
         self.find_seeds();
         if target.is_none() {
             self.seed(params)?;
@@ -381,7 +387,7 @@ impl Optimizer {
                 return Ok(StepReport { outcome, step, rates: last, gradients: None, update_ratios: None });
             }
         };
-        if verdict.as_ref().is_none_or(|verdict| verdict.skip.is_none()) {
+        if verdict.as_ref().is_none_or(|verdict| verdict.skip.is_none()) && !all(&self.updated) {
             for (updated, present) in self.updated.iter_mut().zip(present) {
                 *updated |= present;
             }
@@ -610,9 +616,21 @@ impl Optimizer {
         Ok(values)
     }
 
-    fn check_memory(&self, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
-        self.check_params(params)?;
-        self.check_grads(grads)
+    /// Checks counts, lengths and types; whether every parameter has a gradient of the caller's with a value for each element.
+    fn check_memory(&self, params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<bool> {
+        let count = self.sizes.len();
+        let dense = params.len() == count
+            && grads.len() == count
+            && self.sizes.iter().zip(params).zip(grads).all(|((&(len, dtype), param), grad)| match (param, grad) {
+                (ParamMut::F32(p), Grad::F32(g)) => dtype == DType::F32 && p.len() == len && g.len() == len,
+                (_, Grad::None | Grad::Rows(..) | Grad::Accumulated) => false,
+                _ => param.len() == len && param.dtype() == dtype && grad.len() == Some(len),
+            });
+        if !dense {
+            self.check_params(params)?;
+            self.check_grads(grads)?;
+        }
+        Ok(dense)
     }
 
     fn check_params(&self, params: &[ParamMut<'_>]) -> Result<()> {
@@ -689,6 +707,9 @@ impl Optimizer {
 
     /// Flags the parameters whose masters and averages have not been set from their memory. It is done once a step has followed.
     fn find_seeds(&mut self) {
+        if all(&self.seeded) {
+            return self.flags.fill(false);
+        }
         for ((flag, seeded), tensor) in self.flags.iter_mut().zip(&self.seeded).zip(&self.tensors) {
             *flag = !seeded && needs_seed(tensor);
         }
@@ -696,7 +717,7 @@ impl Optimizer {
 
     /// Sets masters and averages of flagged parameters.
     fn seed(&mut self, params: &mut [ParamMut<'_>]) -> Result<()> {
-        if self.flags.contains(&true) {
+        if any(&self.flags) {
             self.engine.seed(&self.flags, params)?;
         }
         Ok(())
@@ -706,6 +727,8 @@ impl Optimizer {
     fn classify(&mut self) {
         self.classes.clear();
         self.class_of.clear();
+        self.sizes.clear();
+        self.sizes.extend(self.parameters.iter().map(|parameter| (parameter.len(), parameter.dtype())));
         for (index, tensor) in self.tensors.iter().enumerate() {
             let group = &self.groups[tensor.group];
             let rule = group.rule();
@@ -813,14 +836,20 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Tells each parameter its record.
-    fn assign_records(&mut self, grads: &[Grad<'_>]) {
+    /// Tells each parameter its record. `dense`: every parameter has a gradient.
+    fn assign_records(&mut self, grads: &[Grad<'_>], dense: bool) {
         self.starts.clear();
         let mut start = 0;
         for class in &self.classes {
             let records = firsts(self.rules[class.group].spec()).len();
             self.starts.push((start, records > 1));
             start += records;
+        }
+        if let [(start, false)] = self.starts[..]
+            && dense
+            && !any(&self.frozen)
+        {
+            return self.record_of.fill(u32::try_from(start).expect("fewer than 2^32 records"));
         }
         for (index, record) in self.record_of.iter_mut().enumerate() {
             if self.frozen[index] || grads[index].is_none() {
@@ -858,6 +887,16 @@ fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
     }
     rule.spec().validate()?;
     check_vary(&group.place, group.rule().spec().entry(), rule)
+}
+
+/// Whether all flags are set. All are looked at, so that many are at once.
+fn all(flags: &[bool]) -> bool {
+    flags.iter().fold(true, |all, &flag| all & flag)
+}
+
+/// Whether a flag is set; as [`all`].
+fn any(flags: &[bool]) -> bool {
+    flags.iter().fold(false, |any, &flag| any | flag)
 }
 
 /// Accumulated gradients have a step of their own.

@@ -18,14 +18,21 @@ use crate::arena::{Arena, Arrays, KINDS, Layout};
 use crate::form::Form;
 use crate::reduce::SLICE;
 
-/// Below this much work, in elements that are `f32` throughout, a step is done by the calling thread: waking another one costs
-/// 10 to 20 µs, an element 0.1 to 0.4 ns.
-const SERIAL: usize = 1 << 17;
+/// Below this much work a step is never shared: two threads would not gain what they need to hand it over.
+const LEAST: usize = 1 << 15;
 
-/// What an element costs whose parameter or state is kept otherwise, or is updated in several walks.
+/// Below this much work a step is shared with threads that are awake only: waking one costs the caller 10 to 15 µs, and it
+/// begins 30 to 40 µs later; a unit of work takes 0.1 to 0.4 ns.
+const WAKING: usize = 1 << 17;
+
+/// The work of an element whose parameter or state is not `f32` throughout, or that is updated in several walks; of others it
+/// is 1.
 const OTHERWISE: usize = 4;
 
-/// The least elements of a task.
+/// The work of a tensor beside its elements.
+const TENSOR: usize = 128;
+
+/// The least work of a task.
 const TASK: usize = 1 << 14;
 
 /// Tasks for each thread, so that a thread which is held up leaves work for the others.
@@ -41,47 +48,63 @@ pub(crate) struct Cut {
 /// The most bytes of a parameter that is measured and updated at once: they stay in a core's second cache meanwhile.
 const AT_ONCE: usize = 1 << 20;
 
-impl Cut {
-    /// The parameter inside which it lies.
-    pub(crate) fn inside(&self) -> Option<usize> {
-        (self.element > 0).then_some(self.param)
-    }
+/// The places where a step's memory is cut into tasks of equal work.
+#[derive(Debug)]
+pub(crate) struct Cuts {
+    /// None if the work is not worth sharing.
+    pub(crate) cuts: Vec<Cut>,
+    /// Whether the work is worth waking a thread.
+    pub(crate) wakes: bool,
 }
 
-/// The cuts for these tensors, at whole slices: none if the work is not worth sharing. A matrix with a factored rule is not cut.
-pub(crate) fn cuts(forms: &[Form], threads: usize) -> Vec<Cut> {
-    let total: usize = forms.iter().map(|form| form.len).sum();
-    let work: usize =
-        forms.iter().map(|form| form.len * if form.plain && !form.factored { 1 } else { OTHERWISE }).sum();
-    if threads < 2 || work < SERIAL {
-        return Vec::new();
-    }
-    let task = total.div_ceil(threads * TASKS_PER_THREAD).max(TASK);
-    let (mut cuts, mut filled) = (Vec::new(), 0);
-    for (param, form) in forms.iter().enumerate() {
-        if filled >= task {
-            cuts.push(Cut { param, element: 0 });
-            filled = 0;
+impl Cuts {
+    /// Cuts for these tensors, at whole slices. A matrix with a factored rule is not cut.
+    pub(crate) fn new(forms: &[Form], threads: usize) -> Self {
+        let unit = |form: &Form| if form.plain && !form.factored { 1 } else { OTHERWISE };
+        let work = |form: &Form| form.len * unit(form) + TENSOR;
+        let total: usize = forms.iter().map(work).sum();
+        let mut cuts = Vec::new();
+        if threads < 2 || total < LEAST {
+            return Self { cuts, wakes: false };
         }
-        let mut start = 0;
-        loop {
-            let element = (start + task - filled).next_multiple_of(SLICE);
-            if form.whole || element >= form.len {
-                break;
+        let tasks = threads * (total / (threads * TASK)).clamp(1, TASKS_PER_THREAD);
+        let (mut task, mut before) = (1, 0);
+        for (param, form) in forms.iter().enumerate() {
+            let end = before + work(form);
+            // Where the next task should begin: the work of those before it.
+            while task < tasks && part(total, task, tasks) < end {
+                let element = (part(total, task, tasks) - before) / unit(form);
+                let step = if form.whole { form.len.max(1) } else { SLICE };
+                let element = (element + step / 2) / step * step;
+                let cut =
+                    if element < form.len { Cut { param, element } } else { Cut { param: param + 1, element: 0 } };
+                let first = Cut { param: 0, element: 0 };
+                if cut.param < forms.len() && cut != *cuts.last().unwrap_or(&first) {
+                    cuts.push(cut);
+                }
+                task += 1;
             }
-            cuts.push(Cut { param, element });
-            (start, filled) = (element, 0);
+            before = end;
         }
-        filled += form.len - start;
+        Self { cuts, wakes: total >= WAKING }
     }
-    cuts
+
+    /// The parameters that several tasks share, in order, as often as they are cut.
+    pub(crate) fn inside(&self) -> impl Iterator<Item = usize> {
+        self.cuts.iter().filter(|cut| cut.element > 0).map(|cut| cut.param)
+    }
+
+    /// For each parameter whether one task has all of it, and its memory stays in that core's cache.
+    pub(crate) fn at_once(&self, layout: &Layout) -> Vec<bool> {
+        let mut at_once: Vec<bool> = (0..layout.lens.len()).map(|param| layout.bytes(param) <= AT_ONCE).collect();
+        self.inside().for_each(|param| at_once[param] = false);
+        at_once
+    }
 }
 
-/// For each parameter whether one task has all of it, and its memory stays in that core's cache.
-pub(crate) fn at_once(cuts: &[Cut], layout: &Layout) -> Vec<bool> {
-    let mut at_once: Vec<bool> = (0..layout.lens.len()).map(|param| layout.bytes(param) <= AT_ONCE).collect();
-    cuts.iter().filter(|cut| cut.element > 0).for_each(|cut| at_once[cut.param] = false);
-    at_once
+/// `total · nth / parts`, rounded down.
+fn part(total: usize, nth: usize, parts: usize) -> usize {
+    total / parts * nth + total % parts * nth / parts
 }
 
 /// A stretch of a step's memory: it may begin and end inside a parameter.
@@ -144,20 +167,25 @@ impl<'v, 'd> Pieces<'v, 'd> {
 
     /// Calls `work` for each piece.
     fn each(self, layout: &Layout, mut work: impl FnMut(&mut Piece<'_>)) {
-        let Self { begin, head, rest, tail, mut arrays } = self;
+        let Self { begin, head, rest, tail, arrays } = self;
         let first_whole = begin.param + usize::from(head.is_some());
         let after = first_whole + rest.len();
-        let bases: [usize; KINDS] = array::from_fn(|kind| layout.at(kind, begin.param, begin.element));
+        // The arrays that there are, and where they begin: few of all kinds.
+        let (mut there, mut count) = (array::from_fn::<_, KINDS, _>(|_| (0, 0, Default::default())), 0);
+        for (kind, array) in arrays.into_iter().enumerate().filter(|(_, array)| !array.is_empty()) {
+            there[count] = (kind, layout.at(kind, begin.param, begin.element), array);
+            count += 1;
+        }
+        let there: &mut [(usize, usize, &mut [u8])] = &mut there[..count];
         let mut piece = |param: usize, element: usize, p: &mut [u8]| {
             if p.is_empty() {
                 return;
             }
             let len = p.len() / layout.sizes[param];
             let mut piece = Piece { param, element, len, p, arrays: Default::default() };
-            for (kind, array) in arrays.iter_mut().enumerate().filter(|(_, array)| !array.is_empty()) {
-                let [start, end] =
-                    [element, element + len].map(|element| layout.at(kind, param, element) - bases[kind]);
-                piece.arrays[kind] = &mut array[start..end];
+            for (kind, base, array) in &mut *there {
+                let [start, end] = [element, element + len].map(|element| layout.at(*kind, param, element) - *base);
+                piece.arrays[*kind] = &mut array[start..end];
             }
             work(&mut piece);
         };

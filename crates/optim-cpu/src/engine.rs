@@ -12,9 +12,10 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::arena::{self, ACCUMULATED, Arena, EMA, KEPT, KINDS, Layout, MASTER, SLOTS, SUMS};
-use crate::drive::{self, Cut, Piece, Pieces};
+use crate::drive::{self, Cuts, Piece, Pieces};
 use crate::form::Form;
 use crate::kernel::{Kernels, Norms, Opened, Slots, Update as Kernel};
+use crate::pool::Pool;
 use crate::reduce::{self, Columns, SLICE, Sums};
 use crate::rows::{self, Rows};
 use crate::rules::{self, lars};
@@ -45,10 +46,12 @@ struct Memory {
     forms: Vec<Form>,
     layout: Layout,
     arenas: [Arena; KINDS],
-    cuts: Vec<Cut>,
+    cuts: Cuts,
     /// The parameters with a factored rule that several tasks share.
     shared: Vec<usize>,
-    pool: Option<Arc<ThreadPool>>,
+    /// Whether the current update is not shared.
+    alone: bool,
+    pool: Pool,
 }
 
 /// What the current update is made of.
@@ -163,11 +166,11 @@ impl CpuEngine {
 
 impl Memory {
     fn new(mut forms: Vec<Form>, pool: Option<Arc<ThreadPool>>, threads: usize) -> Result<Self> {
-        let (layout, cuts) = (Layout::new(&forms), drive::cuts(&forms, threads));
-        forms.iter_mut().zip(drive::at_once(&cuts, &layout)).for_each(|(form, at_once)| form.at_once = at_once);
-        let mut shared: Vec<_> = cuts.iter().filter_map(Cut::inside).filter(|&param| forms[param].factored).collect();
+        let (layout, cuts, pool) = (Layout::new(&forms), Cuts::new(&forms, threads), Pool::new(pool));
+        forms.iter_mut().zip(cuts.at_once(&layout)).for_each(|(form, at_once)| form.at_once = at_once);
+        let mut shared: Vec<_> = cuts.inside().filter(|&param| forms[param].factored).collect();
         shared.dedup();
-        let mut memory = Self { forms, layout, cuts, shared, pool, arenas: Default::default() };
+        let mut memory = Self { forms, layout, alone: !cuts.wakes, cuts, shared, pool, arenas: Default::default() };
         let at_once = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
         at_once.into_iter().try_for_each(|kind| memory.make(kind))?;
         memory.fill();
@@ -231,14 +234,16 @@ impl Memory {
         params: &mut [ParamMut<'_>],
         work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
-        let Self { forms, layout, arenas, cuts, pool, .. } = self;
-        let (forms, layout, cuts) = (&**forms, &*layout, &**cuts);
-        let pieces = Pieces::new(params, arenas);
-        in_pool(pool.as_deref().filter(|_| !cuts.is_empty()), move || {
-            drive::run(cuts, layout, pieces, &|piece: &mut Piece<'_>, space: &mut Space| {
-                work(&forms[piece.param], piece, space);
-            });
-        });
+        let Self { forms, layout, arenas, cuts, alone, pool, .. } = self;
+        let (forms, layout, pieces) = (&**forms, &*layout, Pieces::new(params, arenas));
+        let work = |piece: &mut Piece<'_>, space: &mut Space| work(&forms[piece.param], piece, space);
+        if *alone || cuts.cuts.is_empty() {
+            drive::run(&[], layout, pieces, &work);
+        } else {
+            pool.run(|| drive::run(&cuts.cuts, layout, pieces, &work));
+            pool.stir();
+        }
+        Pool::done();
     }
 
     /// Walks over all parameters that are updated: `work(form, record, shape, gradient, piece, space)`.
@@ -287,11 +292,11 @@ impl Memory {
                 *unit = units::measure(&view, record, first..first + form.width, space.blocks());
             }
         };
-        if self.cuts.is_empty() {
+        if self.alone || self.cuts.cuts.is_empty() {
             let mut space = Space::default();
             return units.iter_mut().enumerate().for_each(|unit| work(&mut space, unit));
         }
-        in_pool(self.pool.as_deref(), || units.par_iter_mut().enumerate().for_each_init(Space::default, work));
+        self.pool.run(|| units.par_iter_mut().enumerate().for_each_init(Space::default, work));
     }
 }
 
@@ -338,13 +343,21 @@ impl Now {
 }
 
 impl Engine for CpuEngine {
+    fn begin(&mut self) {
+        if self.memory.cuts.wakes {
+            self.memory.pool.stir();
+        }
+    }
+
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
+        self.begin();
         let forms = &self.memory.forms;
         check_params(forms, params)?;
         let mut lists_rows = false;
-        for ((form, grad), &record) in
-            forms.iter().zip(grads).zip(update.record_of).filter(|(_, record)| **record != FROZEN)
-        {
+        for ((form, grad), &record) in forms.iter().zip(grads).zip(update.record_of) {
+            if record == FROZEN || matches!(grad, Grad::F32(_) | Grad::F16(_) | Grad::Bf16(_)) {
+                continue;
+            }
             check_grad(form, grad)?;
             lists_rows |= matches!(grad, Grad::Rows(..));
             let refuse = |with: &str| {
@@ -361,6 +374,7 @@ impl Engine for CpuEngine {
             }
         }
         self.prepare(update, grads)?;
+        self.memory.alone = !self.memory.cuts.wakes && !self.memory.pool.is_awake();
         let used = update.guard.map_or(0..update.records.len(), |guard| {
             let first = self.control.applied.wrapping_sub(guard.first) as usize * guard.records;
             first..first + guard.records
@@ -434,7 +448,8 @@ impl Engine for CpuEngine {
                 }
             }
         }
-        if !memory.shared.is_empty() {
+        // Alone, the calling thread has all of each parameter.
+        if !memory.alone && !memory.shared.is_empty() {
             memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
                 if form.factored && piece.len < form.len {
                     factored::measure(form, record, shape, gradient, piece, space);
@@ -518,7 +533,7 @@ impl Engine for CpuEngine {
                 add((sum, g));
                 continue;
             }
-            in_pool(pool.as_deref(), || {
+            pool.run(|| {
                 sum.par_chunks_mut(SLICE).zip(g.par_chunks(SLICE * dtype.size())).for_each(add);
             });
         }
@@ -627,14 +642,6 @@ fn measure(
 /// The sums of a piece's slices.
 fn sums_mut<'p>(piece: &'p mut Piece<'_>) -> &'p mut [Sums] {
     numbers_mut(piece.arrays[SUMS])
-}
-
-/// Runs something in a pool, or here.
-fn in_pool(pool: Option<&ThreadPool>, run: impl FnOnce() + Send) {
-    match pool {
-        Some(pool) => pool.install(run),
-        None => run(),
-    }
 }
 
 /// A parameter's memory; it has been checked that it is on the host.

@@ -12,6 +12,7 @@
 //! | `math` | functions that rules need and no processor has |
 //! | `engine` | one optimizer's state, and the walks of an update |
 //! | `drive` | a step's memory, cut into equal tasks |
+//! | `pool` | the threads that work on them |
 //! | `walk` | the update of a piece of memory, block by block where something has to be converted or shaped |
 //! | `storage` | numbers of fewer than 32 bits, read and stored |
 //! | `shape` | what happens to a gradient before the rule sees it |
@@ -34,6 +35,7 @@ mod form;
 mod guard;
 mod kernel;
 mod math;
+mod pool;
 mod reduce;
 mod rows;
 mod rules;
@@ -79,6 +81,10 @@ impl CpuBackend {
     ///
     /// A step called from outside a pool hands one job to it. rayon's queue for such jobs takes a small block of memory every
     /// 63 of them; inside [`ThreadPool::install`] a step allocates nothing at all.
+    ///
+    /// Steps of fewer than about 130,000 elements are shared only inside [`ThreadPool::install`], and only if they follow one
+    /// another within 5 µs, as long as rayon's workers are awake: waking one takes longer than such a step. Otherwise the calling
+    /// thread does them alone.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -64,6 +64,7 @@ impl Optimizer {
         self.engine = engine;
         self.parameters[index] = tensors[index].parameter.clone();
         self.tensors = tensors;
+        self.classify();
         Ok(())
     }
 
