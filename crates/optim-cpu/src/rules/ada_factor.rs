@@ -3,6 +3,7 @@
 use multiversion::multiversion;
 use optim_core::rules::ada_factor::Step;
 
+use crate::arch::{self, fetch, fetch_span};
 use crate::reduce::{LANES, ROW};
 
 /// Rows that are worked on side by side: memory gives more of several streams than of one.
@@ -128,8 +129,12 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
 /// What is averaged, of a stretch.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
-    for (&g, q) in g.iter().zip(squares) {
-        *q = square(s, g);
+    let s = *s;
+    for (g, squares) in g.chunks(arch::SPAN).zip(squares.chunks_mut(arch::SPAN)) {
+        fetch(g, 0);
+        for (&g, q) in g.iter().zip(squares) {
+            *q = square(&s, g);
+        }
     }
 }
 
@@ -152,11 +157,20 @@ pub(crate) fn square_moments(s: &Step, g: &[f32], v: &mut [f32]) {
 /// All before the norms of matrices of one element.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn elements(s: &Step, g: &[f32], rows: &mut [f32], columns: &mut [f32], u: &mut [f32]) {
-    for (((&g, r), c), u) in g.iter().zip(rows).zip(columns).zip(u) {
-        let q = square(s, g);
-        moment(s, r, q);
-        moment(s, c, q);
-        *u = direction(g, one(*r), column_factor(*c));
+    let s = *s;
+    let rows = rows.chunks_mut(arch::SPAN);
+    let columns = columns.chunks_mut(arch::SPAN);
+    for (((g, rows), columns), u) in g.chunks(arch::SPAN).zip(rows).zip(columns).zip(u.chunks_mut(arch::SPAN)) {
+        fetch(g, 0);
+        fetch(rows, 0);
+        fetch(columns, 0);
+        fetch(u, 0);
+        for (((&g, r), c), u) in g.iter().zip(rows).zip(columns).zip(u) {
+            let q = square(&s, g);
+            moment(&s, r, q);
+            moment(&s, c, q);
+            *u = direction(g, one(*r), column_factor(*c));
+        }
     }
 }
 
@@ -240,11 +254,15 @@ pub(crate) fn directions_vector(g: &[f32], v: &[f32], u: &mut [f32]) {
 /// Adds the squares of rows of `p` and of `u`, one after the other, to the running sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn add_norms_of_rows(p: &[f32; SPAN], u: &[f32; SPAN], first: &mut [f32; ROW], second: &mut [f32; ROW]) {
-    for i in 0..ROW {
-        for row in 0..SIDE_BY_SIDE {
-            let (p, u) = (p[row * ROW + i], u[row * ROW + i]);
-            first[i] += p * p;
-            second[i] += u * u;
+    for span in (0..ROW).step_by(arch::SPAN) {
+        // Of the rows that come next.
+        (0..SIDE_BY_SIDE).for_each(|row| fetch_span(p, (SIDE_BY_SIDE + row) * ROW + span));
+        for i in span..span + arch::SPAN {
+            for row in 0..SIDE_BY_SIDE {
+                let (p, u) = (p[row * ROW + i], u[row * ROW + i]);
+                first[i] += p * p;
+                second[i] += u * u;
+            }
         }
     }
 }
@@ -283,13 +301,24 @@ pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f
 /// The update of a stretch, from its raw `u`; `m` is empty without `β₁`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn updates(s: &Step, p: &mut [f32], u: &[f32], m: &mut [f32]) {
+    let s = *s;
+    let spans = p.chunks_mut(arch::SPAN).zip(u.chunks(arch::SPAN));
     if m.is_empty() {
-        for (p, &u) in p.iter_mut().zip(u) {
-            update_plain(s, p, u);
+        for (p, u) in spans {
+            fetch(p, 0);
+            fetch(u, 0);
+            for (p, &u) in p.iter_mut().zip(u) {
+                update_plain(&s, p, u);
+            }
         }
     } else {
-        for ((p, &u), m) in p.iter_mut().zip(u).zip(m) {
-            update(s, p, u, m);
+        for ((p, u), m) in spans.zip(m.chunks_mut(arch::SPAN)) {
+            fetch(p, 0);
+            fetch(u, 0);
+            fetch(m, 0);
+            for ((p, &u), m) in p.iter_mut().zip(u).zip(m) {
+                update(&s, p, u, m);
+            }
         }
     }
 }
