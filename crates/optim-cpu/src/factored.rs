@@ -1,6 +1,7 @@
 //! The engine of rules whose second moments are kept by row and by column (`Passes::Factored`): AdaFactor.
 //!
-//! Tensors are worked on side by side, each matrix or stack of them by one thread; vectors are cut. All sums have one fixed order, which is also the GPU's:
+//! Tensors are worked on side by side, each matrix or stack of them by one thread; vectors are cut. All sums have one fixed order, which
+//! is also the GPU's:
 //!
 //! ```text
 //! row sum:     lane l of 256 adds the columns l, l + 256, …; then a tree over the lanes

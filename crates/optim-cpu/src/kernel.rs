@@ -249,7 +249,7 @@ macro_rules! elementwise {
                         {
                             let [$($slot),*] = &mut values;
                             let g = scaling.apply(g[i], p[i]);
-                                $update(&s, &mut p[i], g, $($slot),*);
+                            $update(&s, &mut p[i], g, $($slot),*);
                         }
                         elementwise!(@store i, round_bf16(values, bits.at(i)), $($slot),*);
                     }
