@@ -18,7 +18,8 @@ pub(crate) mod parts {
     pub(crate) use optim_core::format::{self, BLOCK, Code8, Coding};
 
     pub(crate) use super::{
-        Kernel, NarrowKernel, Scaling, SlotBits, codings, decode, encode, raise, read_bf16, round_bf16, steps,
+        Aligned, Kernel, NarrowKernel, Scaling, SlotBits, codings, decode, encode, filled, raise, read_bf16,
+        round_bf16, steps,
     };
     pub(crate) use crate::arch::{SPAN, fetch};
 }
@@ -102,6 +103,18 @@ impl Scaling {
         }
         scaled
     }
+}
+
+/// At the beginning of a cache line, so that no vector lies in two.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Aligned<T>(pub(crate) T);
+
+/// A block that begins with these numbers, of which there is at least one; the first one takes the place of those that it lacks.
+pub(crate) fn filled<T: Copy>(numbers: &[T]) -> [T; format::BLOCK] {
+    let mut block = [numbers[0]; format::BLOCK];
+    block[..numbers.len()].copy_from_slice(numbers);
+    block
 }
 
 /// A rule's kernel: the scalars, the parameter, the gradient and how it is scaled, the slots. All slices have one length.
@@ -271,19 +284,19 @@ macro_rules! elementwise {
             ) {
                 let codings: [Coding; SLOTS] = codings(CODES);
                 let (s, n) = (*s, p.len());
+                let whole = n - n % BLOCK;
                 // The codes, and the numbers of a block.
-                $(let mut $slot = ($slot, [0.0; BLOCK]);)*
-                for (block, start) in (0..n).step_by(BLOCK).enumerate() {
-                    let end = n.min(start + BLOCK);
+                $(let mut $slot = ($slot, Aligned([0.0; BLOCK]));)*
+                for (block, start) in (0..whole).step_by(BLOCK).enumerate() {
                     let mut largest = [0; SLOTS];
                     let before = scales.each_ref().map(|scales| scales[block]);
-                    for span in (start..end).step_by(HALF) {
-                        let len = HALF.min(end - span);
+                    for half in [0, HALF] {
+                        let span = start + half;
                         fetch(p, span);
                         fetch(p, span + SPAN);
-                        let (p, g) = (&mut p[span..][..len], &g[span..][..len]);
-                        $(let $slot = (&$slot.0[span..][..len], &mut $slot.1[span - start..][..len]);)*
-                        for i in 0..len {
+                        let (p, g) = (&mut p[span..][..HALF], &g[span..][..HALF]);
+                        $(let $slot = (&$slot.0[span..][..HALF], &mut $slot.1.0[half..][..HALF]);)*
+                        for i in 0..HALF {
                             let mut values = decode(&codings, [$($slot.0[i]),*], &before);
                             {
                                 let [$($slot),*] = &mut values;
@@ -298,8 +311,8 @@ macro_rules! elementwise {
                     let after = largest.map(format::scale_from);
                     scales.iter_mut().zip(after).for_each(|(scales, after)| scales[block] = after);
                     let steps = steps(&codings, &after);
-                    for span in (start..end).step_by(HALF) {
-                        let len = HALF.min(end - span);
+                    for half in [0, HALF] {
+                        let span = start + half;
                         fetch(g, span);
                         fetch(g, span + SPAN);
                         $(
@@ -307,13 +320,27 @@ macro_rules! elementwise {
                             fetch($slot.0, span + SPAN);
                         )*
                         let bits = bits.from(span);
-                        $(let $slot = (&mut $slot.0[span..][..len], &$slot.1[span - start..][..len]);)*
-                        for i in 0..len {
+                        $(let $slot = (&mut $slot.0[span..][..HALF], &$slot.1.0[half..][..HALF]);)*
+                        for i in 0..HALF {
                             let codes = encode(&codings, [$($slot.1[i]),*], &steps, bits.at(i));
                             $(let $slot = &mut *$slot.0;)*
                             elementwise!(@store i, codes, $($slot),*);
                         }
                     }
+                }
+                if whole < n {
+                    // The last block is filled up with its first element, which changes no scale.
+                    let (rest, block) = (n - whole, whole / BLOCK);
+                    let (mut p, all_p) = (filled(&p[whole..]), &mut p[whole..]);
+                    let g = filled(&g[whole..]);
+                    $(
+                        let codes = &mut $slot.0[whole..];
+                        let mut $slot = (filled(codes), codes);
+                    )*
+                    let scales = scales.map(|scales| &mut scales[block..]);
+                    walk_block8(&s, &mut p, &g, scaling, $(&mut $slot.0,)* scales, bits.from(whole));
+                    all_p.copy_from_slice(&p[..rest]);
+                    $($slot.1.copy_from_slice(&$slot.0[..rest]);)*
                 }
             }
 
