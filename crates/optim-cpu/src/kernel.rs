@@ -370,17 +370,23 @@ macro_rules! elementwise {
         fn walk(s: &$step, p: &mut [f32], g: &[f32], scaling: Scaling, $($slot: &mut [f32]),*) {
             // With scalars of its own, the loop needs no memory but the slices: fetching might change any other.
             let (s, n) = (*s, p.len());
-            for span in (0..n).step_by(SPAN) {
-                let len = SPAN.min(n - span);
+            let whole = n - n % SPAN;
+            for span in (0..whole).step_by(SPAN) {
                 fetch(p, span);
                 fetch(g, span);
                 $(fetch($slot, span);)*
-                let (p, g) = (&mut p[span..][..len], &g[span..][..len]);
-                $(let $slot = &mut $slot[span..][..len];)*
-                for i in 0..len {
+                let (p, g) = (&mut p[span..][..SPAN], &g[span..][..SPAN]);
+                $(let $slot = &mut $slot[span..][..SPAN];)*
+                for i in 0..SPAN {
                     let g = scaling.apply(g[i], p[i]);
                     $update(&s, &mut p[i], g, $(&mut $slot[i]),*);
                 }
+            }
+            let (p, g) = (&mut p[whole..n], &g[whole..n]);
+            $(let $slot = &mut $slot[whole..n];)*
+            for i in 0..n - whole {
+                let g = scaling.apply(g[i], p[i]);
+                $update(&s, &mut p[i], g, $(&mut $slot[i]),*);
             }
         }
         |scalars, p, g, scaling, slots| {
