@@ -30,7 +30,8 @@ pub(crate) struct Space {
     desk: Option<Desk>,
 }
 
-/// A block of each array.
+/// A block of each array, at the beginning of a cache line.
+#[repr(align(64))]
 pub(crate) struct Blocks {
     pub(crate) p: [f32; BLOCK],
     pub(crate) g: [f32; BLOCK],
