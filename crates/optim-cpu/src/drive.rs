@@ -11,6 +11,7 @@
 //! ```
 
 use std::array;
+use std::ops::Range;
 
 use optim_core::ParamMut;
 
@@ -48,50 +49,48 @@ pub(crate) struct Cut {
 /// The most bytes of a parameter that is measured and updated at once: they stay in a core's second cache meanwhile.
 const AT_ONCE: usize = 1 << 20;
 
-/// The places where a step's memory is cut into tasks of equal work.
+/// The bytes of parameters that are measured and then updated before others are, unless one has more: they stay in the last cache
+/// meanwhile.
+const BATCH: usize = 16 << 20;
+
+/// A run of parameters that are walked over together, and the places where their memory is cut into tasks of equal work: none if
+/// that is not worth sharing.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) params: Range<usize>,
+    pub(crate) cuts: Vec<Cut>,
+}
+
+/// How a step's memory is cut.
 #[derive(Debug)]
 pub(crate) struct Cuts {
-    /// None if the work is not worth sharing.
-    pub(crate) cuts: Vec<Cut>,
+    /// All parameters, in order. One batch, unless some are measured before they are updated.
+    pub(crate) batches: Vec<Batch>,
     /// Whether the work is worth waking a thread.
     pub(crate) wakes: bool,
 }
 
 impl Cuts {
     /// Cuts for these tensors, at whole slices. A matrix with a factored rule is not cut.
-    pub(crate) fn new(forms: &[Form], threads: usize) -> Self {
-        let unit = |form: &Form| if form.plain && !form.factored { 1 } else { OTHERWISE };
-        let work = |form: &Form| form.len * unit(form) + TENSOR;
+    pub(crate) fn new(forms: &[Form], layout: &Layout, threads: usize) -> Self {
         let total: usize = forms.iter().map(work).sum();
-        let mut cuts = Vec::new();
-        if threads < 2 || total < LEAST {
-            return Self { cuts, wakes: false };
-        }
-        let tasks = threads * (total / (threads * TASK)).clamp(1, TASKS_PER_THREAD);
-        let (mut task, mut before) = (1, 0);
-        for (param, form) in forms.iter().enumerate() {
-            let end = before + work(form);
-            // Where the next task should begin: the work of those before it.
-            while task < tasks && part(total, task, tasks) < end {
-                let element = (part(total, task, tasks) - before) / unit(form);
-                let step = if form.whole { form.len.max(1) } else { SLICE };
-                let element = (element + step / 2) / step * step;
-                let cut =
-                    if element < form.len { Cut { param, element } } else { Cut { param: param + 1, element: 0 } };
-                let first = Cut { param: 0, element: 0 };
-                if cut.param < forms.len() && cut != *cuts.last().unwrap_or(&first) {
-                    cuts.push(cut);
-                }
-                task += 1;
+        let measured = forms.iter().any(|form| form.measured);
+        let (mut batches, mut begin, mut bytes) = (Vec::new(), 0, 0);
+        for param in 0..forms.len() {
+            bytes += layout.bytes(param);
+            if param + 1 == forms.len() || measured && bytes + layout.bytes(param + 1) > BATCH {
+                let params = begin..param + 1;
+                batches.push(Batch { cuts: cuts(forms, &params, threads), params });
+                (begin, bytes) = (param + 1, 0);
             }
-            before = end;
         }
-        Self { cuts, wakes: total >= WAKING }
+        Self { batches, wakes: threads > 1 && total >= WAKING }
     }
 
     /// The parameters that several tasks share, in order, as often as they are cut.
     pub(crate) fn inside(&self) -> impl Iterator<Item = usize> {
-        self.cuts.iter().filter(|cut| cut.element > 0).map(|cut| cut.param)
+        let cuts = self.batches.iter().flat_map(|batch| &batch.cuts);
+        cuts.filter(|cut| cut.element > 0).map(|cut| cut.param)
     }
 
     /// For each parameter whether one task has all of it, and its memory stays in that core's cache.
@@ -100,6 +99,45 @@ impl Cuts {
         self.inside().for_each(|param| at_once[param] = false);
         at_once
     }
+}
+
+/// The work of an element.
+fn unit(form: &Form) -> usize {
+    if form.plain && !form.factored { 1 } else { OTHERWISE }
+}
+
+/// The work of a tensor.
+fn work(form: &Form) -> usize {
+    form.len * unit(form) + TENSOR
+}
+
+/// Where these parameters are cut.
+fn cuts(forms: &[Form], params: &Range<usize>, threads: usize) -> Vec<Cut> {
+    let total: usize = forms[params.clone()].iter().map(work).sum();
+    let mut cuts = Vec::new();
+    if threads < 2 || total < LEAST {
+        return cuts;
+    }
+    let tasks = threads * (total / (threads * TASK)).clamp(1, TASKS_PER_THREAD);
+    let (mut task, mut before) = (1, 0);
+    for param in params.clone() {
+        let form = &forms[param];
+        let end = before + work(form);
+        // Where the next task should begin: the work of those before it.
+        while task < tasks && part(total, task, tasks) < end {
+            let element = (part(total, task, tasks) - before) / unit(form);
+            let step = if form.whole { form.len.max(1) } else { SLICE };
+            let element = (element + step / 2) / step * step;
+            let cut = if element < form.len { Cut { param, element } } else { Cut { param: param + 1, element: 0 } };
+            let first = Cut { param: params.start, element: 0 };
+            if cut.param < params.end && cut != *cuts.last().unwrap_or(&first) {
+                cuts.push(cut);
+            }
+            task += 1;
+        }
+        before = end;
+    }
+    cuts
 }
 
 /// `total · nth / parts`, rounded down.
@@ -122,10 +160,22 @@ pub(crate) struct Pieces<'v, 'd> {
 }
 
 impl<'v, 'd> Pieces<'v, 'd> {
-    /// Everything.
-    pub(crate) fn new(params: &'v mut [ParamMut<'d>], arenas: &'v mut [Arena; KINDS]) -> Self {
-        let arrays = arenas.each_mut().map(Arena::all_mut);
-        Self { begin: Cut { param: 0, element: 0 }, head: None, rest: params, tail: None, arrays }
+    /// All of these parameters.
+    pub(crate) fn new(
+        range: &Range<usize>,
+        layout: &Layout,
+        params: &'v mut [ParamMut<'d>],
+        arenas: &'v mut [Arena; KINDS],
+    ) -> Self {
+        let (count, arrays) = (params.len(), arenas.each_mut().map(Arena::all_mut));
+        let mut pieces = Self { begin: Cut { param: 0, element: 0 }, head: None, rest: params, tail: None, arrays };
+        if range.end < count {
+            pieces = pieces.split_at(Cut { param: range.end, element: 0 }, layout).0;
+        }
+        if range.start > 0 {
+            pieces = pieces.split_at(Cut { param: range.start, element: 0 }, layout).1;
+        }
+        pieces
     }
 
     /// What lies before the cut, and from it on.

@@ -1,6 +1,7 @@
 //! One optimizer's state, and the walks of an update.
 
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
@@ -12,7 +13,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::arena::{self, ACCUMULATED, Arena, EMA, KEPT, KINDS, Layout, MASTER, SLOTS, SUMS};
-use crate::drive::{self, Cuts, Piece, Pieces};
+use crate::drive::{self, Batch, Cuts, Piece, Pieces};
 use crate::form::Form;
 use crate::kernel::{Kernels, Norms, Opened, Slots, Update as Kernel};
 use crate::pool::Pool;
@@ -133,11 +134,13 @@ impl CpuEngine {
     ) -> Verdict {
         let Self { memory, now, measured, .. } = self;
         let factor = guard.factor * (1.0 / self.control.scale);
-        memory.walk(now, update, params, grads, |_, _, _, gradient, piece, space| {
-            if let Gradient::Dense(..) = gradient {
-                guard::measure(&gradient, factor, piece.len, sums_mut(piece), space);
-            }
-        });
+        for batch in 0..memory.cuts.batches.len() {
+            memory.walk(batch, now, update, params, grads, |_, _, _, gradient, piece, space| {
+                if let Gradient::Dense(..) = gradient {
+                    guard::measure(&gradient, factor, piece.len, sums_mut(piece), space);
+                }
+            });
+        }
         let mut space = Space::default();
         for (param, (measured, grad)) in measured.iter_mut().zip(grads).enumerate() {
             *measured = Measured::default();
@@ -162,11 +165,92 @@ impl CpuEngine {
         }
         decide(guard, &mut self.control, measured, &self.group_of, &mut now.records, &mut self.group_norms)
     }
+
+    /// Measures those parameters of a batch that have to be, and updates all of it.
+    fn update_batch(&mut self, batch: usize, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) {
+        let Self { memory, now, kernels, .. } = self;
+        let range = memory.cuts.batches[batch].params.clone();
+        let updated = |param: usize| update.record_of[param] != FROZEN && !grads[param].is_none();
+        if now.records.iter().any(|record| record.trust.is_some()) {
+            memory.walk(batch, now, update, params, grads, |form, record, _, gradient, piece, space| {
+                if record.trust.is_some() {
+                    let (shape, add) =
+                        (Shape::before_rows(record), |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| {
+                            lars::measure(p, g, sums)
+                        });
+                    measure(form, lars::TERMS, &shape, gradient, piece, space, add);
+                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
+                        let mut record = *record;
+                        lars::finish(&record.trust, &mut record.shaping, reduce::total(sums_mut(piece)));
+                        let shape = Shape::new(&record, &[], form.width);
+                        apply(kernels, update, form, &record, &shape, gradient, piece, space);
+                    }
+                }
+            });
+            for param in range.clone().filter(|&param| updated(param)) {
+                let record = &mut now.records[update.record_of[param] as usize];
+                let rows = matches!(grads[param], Grad::Rows(..));
+                if record.trust.is_some() && !at_once(&memory.forms[param], record, rows) {
+                    lars::finish(&record.trust, &mut record.shaping, reduce::total(memory.sums_mut(param)));
+                }
+            }
+        }
+        if now.records.iter().any(Record::needs_rows) {
+            memory.measure_rows(batch, now, update, params, grads);
+        }
+        now.shape_rows(&range, memory, update, params);
+        if kernels.iter().any(|kernels| kernels.norms.is_some()) {
+            memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
+                if let Some(Norms { terms, measure: add, finish, .. }) = kernels[form.tensor.rule].norms {
+                    let add = |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| {
+                        add(&record.scalars, p, g, slots, sums)
+                    };
+                    measure(form, terms, shape, gradient, piece, space, add);
+                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
+                        let mut record = *record;
+                        finish(&mut record.scalars, reduce::total(sums_mut(piece)));
+                        apply(kernels, update, form, &record, shape, gradient, piece, space);
+                    }
+                }
+            });
+            for param in range.clone().filter(|&param| updated(param)) {
+                let record = &mut now.records[update.record_of[param] as usize];
+                let (form, rows) = (&memory.forms[param], matches!(grads[param], Grad::Rows(..)));
+                if let Some(norms) = kernels[form.tensor.rule].norms.filter(|_| !at_once(form, record, rows)) {
+                    (norms.finish)(&mut record.scalars, reduce::total(memory.sums_mut(param)));
+                }
+            }
+        }
+        // Alone, the calling thread has all of each parameter.
+        if !memory.alone && !memory.shared.is_empty() {
+            memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
+                if form.factored && piece.len < form.len {
+                    factored::measure(form, record, shape, gradient, piece, space);
+                }
+            });
+            for nth in 0..memory.shared.len() {
+                let param = memory.shared[nth];
+                if !range.contains(&param) || !updated(param) {
+                    continue;
+                }
+                let sums = reduce::total(memory.sums_mut(param));
+                let record = &mut now.records[update.record_of[param] as usize];
+                factored::finish(&mut record.scalars, sums, memory.forms[param].len);
+            }
+        }
+        memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
+            let measured = record.trust.is_some() || kernels[form.tensor.rule].norms.is_some();
+            if !(measured && at_once(form, record, matches!(gradient, Gradient::Rows(_)))) {
+                apply(kernels, update, form, record, shape, gradient, piece, space);
+            }
+        });
+    }
 }
 
 impl Memory {
     fn new(mut forms: Vec<Form>, pool: Option<Arc<ThreadPool>>, threads: usize) -> Result<Self> {
-        let (layout, cuts, pool) = (Layout::new(&forms), Cuts::new(&forms, threads), Pool::new(pool));
+        let (layout, pool) = (Layout::new(&forms), Pool::new(pool));
+        let cuts = Cuts::new(&forms, &layout, threads);
         forms.iter_mut().zip(cuts.at_once(&layout)).for_each(|(form, at_once)| form.at_once = at_once);
         let mut shared: Vec<_> = cuts.inside().filter(|&param| forms[param].factored).collect();
         shared.dedup();
@@ -234,28 +318,41 @@ impl Memory {
         params: &mut [ParamMut<'_>],
         work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
+        (0..self.cuts.batches.len()).for_each(|batch| self.each_piece_of(batch, params, &work));
+    }
+
+    /// Works on the memory of a batch: `work(form, piece, space)`.
+    fn each_piece_of(
+        &mut self,
+        batch: usize,
+        params: &mut [ParamMut<'_>],
+        work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
+    ) {
         let Self { forms, layout, arenas, cuts, alone, pool, .. } = self;
-        let (forms, layout, pieces) = (&**forms, &*layout, Pieces::new(params, arenas));
+        let Batch { params: range, cuts } = &cuts.batches[batch];
+        let (forms, layout, pieces) = (&**forms, &*layout, Pieces::new(range, layout, params, arenas));
         let work = |piece: &mut Piece<'_>, space: &mut Space| work(&forms[piece.param], piece, space);
-        if *alone || cuts.cuts.is_empty() {
+        if *alone || cuts.is_empty() {
             drive::run(&[], layout, pieces, &work);
         } else {
-            pool.run(|| drive::run(&cuts.cuts, layout, pieces, &work));
+            pool.run(|| drive::run(cuts, layout, pieces, &work));
             pool.stir();
         }
         Pool::done();
     }
 
-    /// Walks over all parameters that are updated: `work(form, record, shape, gradient, piece, space)`.
+    /// Walks over those parameters of a batch that are updated: `work(form, record, shape, gradient, piece, space)`.
+    #[allow(clippy::too_many_arguments, reason = "all that an update is made of")]
     fn walk(
         &mut self,
+        batch: usize,
         now: &Now,
         update: &Update<'_>,
         params: &mut [ParamMut<'_>],
         grads: &[Grad<'_>],
         work: impl Fn(&Form, &Record, &Shape<'_>, Gradient<'_>, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
-        self.each_piece(params, |form, piece, space| {
+        self.each_piece_of(batch, params, |form, piece, space| {
             let param = piece.param;
             let Some(record) = now.records.get(update.record_of[param] as usize) else { return };
             let gradient = match &grads[param] {
@@ -274,10 +371,20 @@ impl Memory {
         });
     }
 
-    /// Measures the rows of all parameters for which something is done row by row.
-    fn measure_rows(&self, now: &mut Now, update: &Update<'_>, params: &[ParamMut<'_>], grads: &[Grad<'_>]) {
+    /// Measures the rows of those parameters of a batch for which something is done row by row.
+    fn measure_rows(
+        &self,
+        batch: usize,
+        now: &mut Now,
+        update: &Update<'_>,
+        params: &[ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) {
         let Now { records, units, unit_starts, .. } = now;
+        let Batch { params: range, cuts } = &self.cuts.batches[batch];
+        let (first_unit, end) = (unit_starts[range.start], unit_starts[range.end]);
         let work = |space: &mut Space, (index, unit): (usize, &mut Row)| {
+            let index = first_unit + index;
             let param = unit_starts.partition_point(|&start| start <= index) - 1;
             let Some(record) = records.get(update.record_of[param] as usize) else { return };
             let gradient = match &grads[param] {
@@ -292,7 +399,8 @@ impl Memory {
                 *unit = units::measure(&view, record, first..first + form.width, space.blocks());
             }
         };
-        if self.alone || self.cuts.cuts.is_empty() {
+        let units = &mut units[first_unit..end];
+        if self.alone || cuts.is_empty() {
             let mut space = Space::default();
             return units.iter_mut().enumerate().for_each(|unit| work(&mut space, unit));
         }
@@ -318,13 +426,14 @@ impl Now {
         self.row_starts[forms.len()] = self.row_grads.len();
     }
 
-    /// Shapes those sums.
-    fn shape_rows(&mut self, memory: &Memory, update: &Update<'_>, params: &[ParamMut<'_>]) {
+    /// Shapes those sums of these parameters.
+    fn shape_rows(&mut self, range: &Range<usize>, memory: &Memory, update: &Update<'_>, params: &[ParamMut<'_>]) {
         if self.row_grads.is_empty() {
             return;
         }
         let mut block = [0.0; BLOCK];
-        for (param, form) in memory.forms.iter().enumerate() {
+        for param in range.clone() {
+            let form = &memory.forms[param];
             let grads = self.row_starts[param]..self.row_starts[param + 1];
             if grads.is_empty() {
                 continue;
@@ -375,6 +484,7 @@ impl Engine for CpuEngine {
         }
         self.prepare(update, grads)?;
         self.memory.alone = !self.memory.cuts.wakes && !self.memory.pool.is_awake();
+        let (alone, pool) = (self.memory.alone, self.memory.pool.clone());
         let used = update.guard.map_or(0..update.records.len(), |guard| {
             let first = self.control.applied.wrapping_sub(guard.first) as usize * guard.records;
             first..first + guard.records
@@ -396,81 +506,13 @@ impl Engine for CpuEngine {
             }
         }
 
-        let Self { memory, now, kernels, .. } = self;
-        let updated = |param: usize| update.record_of[param] != FROZEN && !grads[param].is_none();
-        if now.records.iter().any(|record| record.trust.is_some()) {
-            memory.walk(now, update, params, grads, |form, record, _, gradient, piece, space| {
-                if record.trust.is_some() {
-                    let (shape, add) =
-                        (Shape::before_rows(record), |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| {
-                            lars::measure(p, g, sums)
-                        });
-                    measure(form, lars::TERMS, &shape, gradient, piece, space, add);
-                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
-                        let mut record = *record;
-                        lars::finish(&record.trust, &mut record.shaping, reduce::total(sums_mut(piece)));
-                        let shape = Shape::new(&record, &[], form.width);
-                        apply(kernels, update, form, &record, &shape, gradient, piece, space);
-                    }
-                }
-            });
-            for param in (0..params.len()).filter(|&param| updated(param)) {
-                let record = &mut now.records[update.record_of[param] as usize];
-                let rows = matches!(grads[param], Grad::Rows(..));
-                if record.trust.is_some() && !at_once(&memory.forms[param], record, rows) {
-                    lars::finish(&record.trust, &mut record.shaping, reduce::total(memory.sums_mut(param)));
-                }
-            }
+        let batches = self.memory.cuts.batches.len();
+        let mut run = || (0..batches).for_each(|batch| self.update_batch(batch, update, params, grads));
+        if batches > 1 && !alone {
+            pool.enter(run);
+        } else {
+            run();
         }
-        if now.records.iter().any(Record::needs_rows) {
-            memory.measure_rows(now, update, params, grads);
-        }
-        now.shape_rows(memory, update, params);
-        if kernels.iter().any(|kernels| kernels.norms.is_some()) {
-            memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
-                if let Some(Norms { terms, measure: add, finish, .. }) = kernels[form.tensor.rule].norms {
-                    let add = |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| {
-                        add(&record.scalars, p, g, slots, sums)
-                    };
-                    measure(form, terms, shape, gradient, piece, space, add);
-                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
-                        let mut record = *record;
-                        finish(&mut record.scalars, reduce::total(sums_mut(piece)));
-                        apply(kernels, update, form, &record, shape, gradient, piece, space);
-                    }
-                }
-            });
-            for param in (0..params.len()).filter(|&param| updated(param)) {
-                let record = &mut now.records[update.record_of[param] as usize];
-                let (form, rows) = (&memory.forms[param], matches!(grads[param], Grad::Rows(..)));
-                if let Some(norms) = kernels[form.tensor.rule].norms.filter(|_| !at_once(form, record, rows)) {
-                    (norms.finish)(&mut record.scalars, reduce::total(memory.sums_mut(param)));
-                }
-            }
-        }
-        // Alone, the calling thread has all of each parameter.
-        if !memory.alone && !memory.shared.is_empty() {
-            memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
-                if form.factored && piece.len < form.len {
-                    factored::measure(form, record, shape, gradient, piece, space);
-                }
-            });
-            for nth in 0..memory.shared.len() {
-                let param = memory.shared[nth];
-                if !updated(param) {
-                    continue;
-                }
-                let sums = reduce::total(memory.sums_mut(param));
-                let record = &mut now.records[update.record_of[param] as usize];
-                factored::finish(&mut record.scalars, sums, memory.forms[param].len);
-            }
-        }
-        memory.walk(now, update, params, grads, |form, record, shape, gradient, piece, space| {
-            let measured = record.trust.is_some() || kernels[form.tensor.rule].norms.is_some();
-            if !(measured && at_once(form, record, matches!(gradient, Gradient::Rows(_)))) {
-                apply(kernels, update, form, record, shape, gradient, piece, space);
-            }
-        });
         Ok(progress)
     }
 

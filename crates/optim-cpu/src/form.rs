@@ -33,6 +33,8 @@ pub(crate) struct Form {
     pub(crate) wide: bool,
     /// Whether it is measured and updated by one task, without another walk. Set when memory has been cut.
     pub(crate) at_once: bool,
+    /// Whether it is measured before it is updated.
+    pub(crate) measured: bool,
     /// Whether the rule's second moments are kept by row and column.
     pub(crate) factored: bool,
     /// Whether they are of this parameter, which has two axes or more: one thread works on it.
@@ -88,6 +90,7 @@ impl Form {
             slots,
             master,
             formats,
+            measured: spec.passes() == Passes::Norms || spec.has_trust(),
             factored: spec.passes() == Passes::Factored,
             whole: spec.passes() == Passes::Factored && tensor.parameter.shape().len() >= 2,
             sparse: spec.sparse(),

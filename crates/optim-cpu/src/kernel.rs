@@ -466,15 +466,15 @@ macro_rules! norms {
             fn first_walk(s: &$step, p: &[f32], g: &[f32], $($slot: &mut [f32],)* sums: &mut $crate::reduce::Columns) {
                 let (s, n) = (*s, p.len());
                 let [first, second, _] = sums;
-                for span in (0..n).step_by(SPAN) {
-                    let len = SPAN.min(n - span);
+                let whole = n - n % SPAN;
+                for span in (0..whole).step_by(SPAN) {
                     fetch(p, span);
                     fetch(g, span);
                     $(fetch($slot, span);)*
-                    let (p, g) = (&p[span..][..len], &g[span..][..len]);
-                    $(let $slot = &mut $slot[span..][..len];)*
-                    let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
-                    for i in 0..len {
+                    let (p, g) = (&p[span..][..SPAN], &g[span..][..SPAN]);
+                    $(let $slot = &mut $slot[span..][..SPAN];)*
+                    let (first, second) = (&mut first[span..][..SPAN], &mut second[span..][..SPAN]);
+                    for i in 0..SPAN {
                         // Both compute the new slots, which the compiler does once.
                         let terms = $terms(&s, p[i], g[i], $($slot[i]),*);
                         $moments(&s, g[i], $(&mut $slot[i]),*);
@@ -482,21 +482,30 @@ macro_rules! norms {
                         second[i] += terms[1];
                     }
                 }
+                for i in whole..n {
+                    let terms = $terms(&s, p[i], g[i], $($slot[i]),*);
+                    $moments(&s, g[i], $(&mut $slot[i]),*);
+                    first[i] += terms[0];
+                    second[i] += terms[1];
+                }
             }
             #[multiversion(targets(
                 "x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"
             ))]
             fn second_walk(s: &$step, p: &mut [f32], $($slot: &[f32]),*) {
                 let (s, n) = (*s, p.len());
-                for span in (0..n).step_by(SPAN) {
-                    let len = SPAN.min(n - span);
+                let whole = n - n % SPAN;
+                for span in (0..whole).step_by(SPAN) {
                     fetch(p, span);
                     $(fetch($slot, span);)*
-                    let p = &mut p[span..][..len];
-                    $(let $slot = &$slot[span..][..len];)*
-                    for i in 0..len {
+                    let p = &mut p[span..][..SPAN];
+                    $(let $slot = &$slot[span..][..SPAN];)*
+                    for i in 0..SPAN {
                         $apply(&s, &mut p[i], $($slot[i]),*);
                     }
+                }
+                for i in whole..n {
+                    $apply(&s, &mut p[i], $($slot[i]),*);
                 }
             }
             $crate::kernel::Norms {

@@ -44,6 +44,17 @@ impl Pool {
         }
     }
 
+    /// Runs something that shares its work many times by a thread of the pool, which is waited for once.
+    pub(crate) fn enter(&self, run: impl FnOnce() + Send) {
+        match &self.0 {
+            Some(pool) => pool.install(run),
+            None if self.is_inside() => run(),
+            None => {
+                rayon::join(run, || ());
+            }
+        }
+    }
+
     /// Whether the calling thread belongs to the pool and has been done with a step a moment ago.
     pub(crate) fn is_awake(&self) -> bool {
         self.is_inside() && DONE.get().is_some_and(|done| done.elapsed() <= AWAKE)
