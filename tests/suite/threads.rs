@@ -188,6 +188,44 @@ fn measured_at_once_or_before() {
     }
 }
 
+/// Rules that measure a parameter before they update it do so batch by batch: as if each parameter were trained by itself. Long lists
+/// of small parameters are several batches, and so are large ones, one of which fills more than one.
+#[test]
+fn batches_are_as_parameters_alone() {
+    let small = || (0..40).map(|nth| 30_000 + nth);
+    let lens: Vec<usize> = small().chain([1_200_007, 3]).chain(small()).chain([5]).collect();
+    let problem = Problem::new(&lens, 2, 4).with_gaps(5);
+    for rule in [Lamb::new(0.01).into(), Lars::new(Momentum::new(0.1, 0.9)).into()] {
+        let setup = Setup { rule, groups: vec![(1e-2, 0.1)], loss_scale: 1.0 };
+        let pool = Arc::new(ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+        let train = |problem: &Problem, backend: CpuBackend| {
+            Run::train(setup.builder(&problem.parameters), backend, problem).unwrap()
+        };
+        let alone: Vec<Run> = (0..lens.len())
+            .map(|nth| {
+                let problem = Problem {
+                    parameters: vec![problem.parameters[nth].clone()],
+                    start: vec![problem.start[nth].clone()],
+                    gradients: problem.gradients.iter().map(|step| vec![step[nth].clone()]).collect(),
+                };
+                train(&problem, CpuBackend::with_threads(1).unwrap())
+            })
+            .collect();
+        let alone = Run::new("alone", alone.iter().flat_map(Run::arrays).cloned().collect());
+        let same = |place: &str, backend: CpuBackend| {
+            if let Err(worst) = compare(&alone, &train(&problem, backend), &Bound::Bits) {
+                panic!("{place}, {:?}\n{worst}", setup.rule);
+            }
+        };
+        same("1 thread", CpuBackend::with_threads(1).unwrap());
+        same("5 threads", CpuBackend::with_threads(5).unwrap());
+        same("outside", CpuBackend::with_pool(Arc::clone(&pool)));
+        same("outside the global pool", CpuBackend::new());
+        pool.install(|| same("inside", CpuBackend::with_pool(Arc::clone(&pool))));
+        pool.install(|| same("inside, without a pool of its own", CpuBackend::new()));
+    }
+}
+
 /// Control: another rate is other bits.
 #[test]
 fn notices_another_rate() {

@@ -1,9 +1,12 @@
 //! FTRL. The equations: [`optim_core::rules::Ftrl`]. The twin: `shaders/rules/ftrl.wgsl`.
 
+use multiversion::multiversion;
+use optim_core::format::BLOCK;
 use optim_core::rules::ftrl::Step;
 
-use crate::kernel::elementwise;
-use crate::math::power;
+use crate::arch::{SPAN, fetch};
+use crate::kernel::{Aligned, Kernel, Scaling, elementwise};
+use crate::math::{exponent, exponential};
 
 // What follows (1), with the power of n.
 #[inline(always)]
@@ -39,17 +42,59 @@ fn update(s: &Step, p: &mut f32, g: f32, n: &mut f32, z: &mut f32) {
     }
 }
 
-// any k
-#[inline(always)]
-fn update_power(s: &Step, p: &mut f32, g: f32, n: &mut f32, z: &mut f32) {
+// any k. In short loops over a block the powers of many elements are computed at a time, which in one long loop would be waited for.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn walk_power(s: &Step, p: &mut [f32], g: &[f32], scaling: Scaling, n: &mut [f32], z: &mut [f32]) {
+    let s = *s;
     // a rate of 0: no change
-    if s.moves != 0 {
+    if s.moves == 0 {
+        return;
+    }
+    let [mut t, mut before, mut after] = [Aligned([0.0; BLOCK]); 3];
+    let mut whole = Aligned([0; BLOCK]);
+    for start in (0..p.len()).step_by(BLOCK) {
+        let len = BLOCK.min(p.len() - start);
+        (start..start + len).step_by(SPAN).for_each(|span| {
+            fetch(p, span);
+            fetch(g, span);
+            fetch(n, span);
+            fetch(z, span);
+        });
+        let (p, g) = (&mut p[start..][..len], &g[start..][..len]);
+        let (n, z) = (&mut n[start..][..len], &mut z[start..][..len]);
+        let (t, whole) = (&mut t.0[..len], &mut whole.0[..len]);
+        let (before, after) = (&mut before.0[..len], &mut after.0[..len]);
         // (1) r = nᵏ,  n ← n + g²
-        let r = power(*n, s.power, s.power_fixed, s.power_rest);
-        *n = *n + g * g;
-        rebuild(s, p, g, z, r, power(*n, s.power, s.power_fixed, s.power_rest));
+        for i in 0..len {
+            (t[i], whole[i]) = exponent(n[i], s.power, s.power_fixed, s.power_rest);
+        }
+        for i in 0..len {
+            before[i] = exponential(t[i], whole[i], n[i], s.power);
+        }
+        for i in 0..len {
+            let g = scaling.apply(g[i], p[i]);
+            n[i] = n[i] + g * g;
+        }
+        for i in 0..len {
+            (t[i], whole[i]) = exponent(n[i], s.power, s.power_fixed, s.power_rest);
+        }
+        for i in 0..len {
+            after[i] = exponential(t[i], whole[i], n[i], s.power);
+        }
+        for i in 0..len {
+            let g = scaling.apply(g[i], p[i]);
+            rebuild(&s, &mut p[i], g, &mut z[i], before[i], after[i]);
+        }
     }
 }
 
 elementwise!(kernel = update, Step, [n, z]);
-elementwise!(kernel_power = update_power, Step, [n, z]);
+#[allow(non_upper_case_globals, reason = "named as a function is")]
+pub(crate) const kernel_power: Kernel = Kernel {
+    f32: |scalars, p, g, scaling, slots| {
+        let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
+        let [n, z, ..] = slots;
+        walk_power(step, p, g, scaling, n, z);
+    },
+    narrow: None,
+};
