@@ -18,6 +18,10 @@ use crate::timing::{ROUNDS, enough, middle, ratio, rounds, seconds};
 /// Below this many elements the limit is looked for with one thread, too: handing work over may cost more than it saves.
 const SMALL: usize = 1 << 20;
 
+/// The rate with which steps are timed: parameters stay where they are. Thousands of steps by one gradient would train them until
+/// the gradient with its decay is 0, and then moments become subnormal numbers, which some processors are slow with.
+const STILL: f64 = 1e-12;
+
 /// What takes turns: the limit over the step's own memory, that of the same rule in `f32`, the step.
 const LIMIT: usize = 0;
 const WIDE: usize = 1;
@@ -69,6 +73,9 @@ fn measure(case: &Case, setting: &Setting, pool: &Arc<ThreadPool>, memory: &mut 
         assert!(report.applied(), "the step is applied");
         memory.params.at(&sample.places)
     });
+    if setting.rule.spec().takes_lr() {
+        optimizer.set_lr(0, STILL).expect("a valid rate");
+    }
     let mut wide = (!setting.is_plain()).then(|| Wide::new(case, setting));
 
     let mut parallel = setting.threads > 1;
