@@ -10,10 +10,8 @@
 //! The twin: `shaders/moments_f16.wgsl`.
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-/// Numbers that are rounded at once.
-const CHUNK: usize = 256;
+use crate::format;
 
 /// The least positive `f16`, 2⁻²⁴.
 const LEAST: f32 = 1.0 / 16_777_216.0;
@@ -23,24 +21,30 @@ const LARGEST: f32 = 65_504.0;
 
 /// Stores numbers, as many as both slices have.
 pub fn encode(values: &[f32], into: &mut [f16]) {
-    let mut chunk = [0.0; CHUNK];
-    for (values, into) in values.chunks(CHUNK).zip(into.chunks_mut(CHUNK)) {
-        let len = values.len().min(into.len());
-        let chunk = &mut chunk[..len];
-        chunk.iter_mut().zip(values).for_each(|(in_range, &x)| *in_range = bounded(x));
-        into[..len].convert_from_f32_slice(chunk);
-    }
+    into.iter_mut().zip(values).for_each(|(stored, &x)| *stored = keep(x));
 }
 
-/// Reads numbers, exactly.
-///
-/// # Panics
-/// If the slices differ in length.
+/// Reads numbers, exactly, as many as both slices have.
 pub fn decode(stored: &[f16], into: &mut [f32]) {
-    stored.convert_to_f32_slice(into);
+    into.iter_mut().zip(stored).for_each(|(x, &stored)| *x = read(stored));
+}
+
+/// How a number is stored.
+#[inline(always)]
+#[must_use]
+pub fn keep(x: f32) -> f16 {
+    f16::from_bits(format::f32_to_f16(bounded(x)))
+}
+
+/// The number that is stored.
+#[inline(always)]
+#[must_use]
+pub fn read(stored: f16) -> f32 {
+    format::f16_to_f32(stored.to_bits())
 }
 
 /// The number that is rounded in place of `x`.
+#[inline(always)]
 fn bounded(x: f32) -> f32 {
     if x.is_nan() {
         f32::NAN

@@ -117,12 +117,10 @@ pub(crate) fn strided(numbers: &[f32]) -> f32 {
     tree(&mut lanes, numbers.len().min(LANES))
 }
 
-/// The sums of sets of lanes.
+/// As [`tree`], compiled for several instruction sets.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn trees(sets: &mut [[f32; LANES]], used: usize, sums: &mut [f32]) {
-    for (lanes, sum) in sets.iter_mut().zip(sums) {
-        *sum = tree(lanes, used);
-    }
+pub(crate) fn sum_of_lanes(lanes: &mut [f32; LANES], used: usize) -> f32 {
+    tree(lanes, used)
 }
 
 /// Adds up the lanes, of which those from `used` on are 0.

@@ -11,13 +11,13 @@ use crate::walk::BLOCK;
 const MOST: usize = 8;
 
 /// What a task works with: numbers of each element, and of rows or columns.
-pub(super) struct Desk {
+pub(crate) struct Desk {
     pub(super) each: [[f32; BLOCK]; 2],
     pub(super) lines: [[f32; ROW]; 3],
 }
 
 impl Desk {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { each: [[0.0; BLOCK]; 2], lines: [[0.0; ROW]; 3] }
     }
 }
@@ -68,10 +68,10 @@ impl Small {
         repeat(self.columns, factors, by_row);
     }
 
-    /// The factors of columns with these moments, for each element.
-    pub(super) fn column_factors(self, moments: &[f32], factors: &mut [f32], by_column: &mut [f32]) {
-        rule::column_factors(moments, factors);
-        repeat_runs(self.rows, self.columns, factors, by_column);
+    /// The factors of columns with these moments, whose place they take, for each element.
+    pub(super) fn column_factors(self, moments: &mut [f32], by_column: &mut [f32]) {
+        rule::into_column_factors(moments);
+        repeat_runs(self.rows, self.columns, moments, by_column);
     }
 }
 

@@ -1,16 +1,52 @@
 //! AdaFactor. The equations: [`optim_core::rules::AdaFactor`]. The twin: `shaders/rules/ada_factor.wgsl`.
 
+use bytemuck::Pod;
+use half::f16;
 use multiversion::multiversion;
+use optim_core::compressed;
 use optim_core::rules::ada_factor::Step;
 
-use crate::arch::{self, fetch, fetch_span};
-use crate::reduce::{LANES, ROW};
+use crate::arch::{SPAN, fetch};
+use crate::reduce::LANES;
 
-/// Rows that are worked on side by side: memory gives more of several streams than of one.
-pub(crate) const SIDE_BY_SIDE: usize = 4;
+/// How a second moment is kept: rounded whenever it changes, so that it is used as it is read later.
+pub(crate) trait Moment: Pod {
+    fn read(self) -> f32;
+    fn keep(x: f32) -> Self;
 
-/// The elements of so many rows of a slice.
-pub(crate) const SPAN: usize = SIDE_BY_SIDE * ROW;
+    /// Changes it; gives what it then is.
+    #[inline(always)]
+    fn change(&mut self, change: impl FnOnce(&mut f32)) -> f32 {
+        let mut x = self.read();
+        change(&mut x);
+        *self = Self::keep(x);
+        self.read()
+    }
+}
+
+impl Moment for f32 {
+    #[inline(always)]
+    fn read(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn keep(x: f32) -> Self {
+        x
+    }
+}
+
+impl Moment for f16 {
+    #[inline(always)]
+    fn read(self) -> f32 {
+        compressed::read(self)
+    }
+
+    #[inline(always)]
+    fn keep(x: f32) -> Self {
+        compressed::keep(x)
+    }
+}
 
 /// What is averaged over rows and columns.
 #[inline(always)]
@@ -88,40 +124,19 @@ fn update_plain(s: &Step, p: &mut f32, u_raw: f32) {
     *p = *p - s.weight_decay * s.alpha * *p - u;
 }
 
-/// Adds the squares of stretches of rows of a matrix, which lie below each other, to the rows' lanes and to the columns' sums. The
-/// stretches have one length and begin at a multiple of the lanes.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn add_squares_of_rows(
-    s: &Step,
-    rows: [&[f32]; SIDE_BY_SIDE],
-    lanes: &mut [[f32; LANES]; SIDE_BY_SIDE],
-    columns: &mut [f32],
-) {
-    let [g0, g1, g2, g3] = rows;
-    let [l0, l1, l2, l3] = lanes;
-    for (nth, columns) in columns.chunks_mut(LANES).enumerate() {
-        let (start, n) = (nth * LANES, columns.len());
-        let [g0, g1, g2, g3] = [g0, g1, g2, g3].map(|g| &g[start..start + n]);
-        let (l0, l1, l2, l3) = (&mut l0[..n], &mut l1[..n], &mut l2[..n], &mut l3[..n]);
-        for i in 0..n {
-            let (q0, q1, q2, q3) = (square(s, g0[i]), square(s, g1[i]), square(s, g2[i]), square(s, g3[i]));
-            l0[i] += q0;
-            l1[i] += q1;
-            l2[i] += q2;
-            l3[i] += q3;
-            columns[i] = columns[i] + q0 + q1 + q2 + q3;
-        }
-    }
-}
-
-/// As [`add_squares_of_rows`], of one row.
+/// Adds the squares of a stretch of a row, which begins at a multiple of the lanes, to the row's lanes and to the columns' sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns: &mut [f32]) {
+    let s = *s;
     for (g, columns) in g.chunks(LANES).zip(columns.chunks_mut(LANES)) {
-        for ((&g, lane), column) in g.iter().zip(lanes.iter_mut()).zip(columns) {
-            let q = square(s, g);
-            *lane += q;
-            *column += q;
+        let spans = g.chunks(SPAN).zip(lanes.chunks_mut(SPAN)).zip(columns.chunks_mut(SPAN));
+        for ((g, lanes), columns) in spans {
+            fetch(g, 0);
+            for ((&g, lane), column) in g.iter().zip(lanes).zip(columns) {
+                let q = square(&s, g);
+                *lane += q;
+                *column += q;
+            }
         }
     }
 }
@@ -130,7 +145,7 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
     let s = *s;
-    for (g, squares) in g.chunks(arch::SPAN).zip(squares.chunks_mut(arch::SPAN)) {
+    for (g, squares) in g.chunks(SPAN).zip(squares.chunks_mut(SPAN)) {
         fetch(g, 0);
         for (&g, q) in g.iter().zip(squares) {
             *q = square(&s, g);
@@ -138,47 +153,81 @@ pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
     }
 }
 
-/// Second moments, from sums over so many squares that their means are `share` of them.
+/// Second moments, from sums over so many squares that their means are `share` of them; and copies of them.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn moments(s: &Step, sums: &[f32], share: f32, v: &mut [f32]) {
-    for (&sum, v) in sums.iter().zip(v) {
-        moment(s, v, sum * share);
-    }
-}
-
-/// The second moments of a vector.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn square_moments(s: &Step, g: &[f32], v: &mut [f32]) {
-    for (&g, v) in g.iter().zip(v) {
-        moment(s, v, square(s, g));
-    }
-}
-
-/// All before the norms of matrices of one element.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn elements(s: &Step, g: &[f32], rows: &mut [f32], columns: &mut [f32], u: &mut [f32]) {
+pub(crate) fn moments<T: Moment>(s: &Step, sums: &[f32], share: f32, moments: &mut [T], copies: &mut [f32]) {
     let s = *s;
-    let rows = rows.chunks_mut(arch::SPAN);
-    let columns = columns.chunks_mut(arch::SPAN);
-    for (((g, rows), columns), u) in g.chunks(arch::SPAN).zip(rows).zip(columns).zip(u.chunks_mut(arch::SPAN)) {
-        fetch(g, 0);
-        fetch(rows, 0);
-        fetch(columns, 0);
-        fetch(u, 0);
-        for (((&g, r), c), u) in g.iter().zip(rows).zip(columns).zip(u) {
-            let q = square(&s, g);
-            moment(&s, r, q);
-            moment(&s, c, q);
-            *u = direction(g, one(*r), column_factor(*c));
+    let spans = sums.chunks(SPAN).zip(moments.chunks_mut(SPAN)).zip(copies.chunks_mut(SPAN));
+    for ((sums, moments), copies) in spans {
+        fetch(moments, 0);
+        for ((&sum, stored), copy) in sums.iter().zip(moments).zip(copies) {
+            *copy = stored.change(|v| moment(&s, v, sum * share));
         }
     }
 }
 
-/// `u` of matrices of one element.
+/// The second moments of a stretch of a vector, and its norms.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn directions_of_elements(g: &[f32], rows: &[f32], columns: &[f32], u: &mut [f32]) {
-    for (((&g, &r), &c), u) in g.iter().zip(rows).zip(columns).zip(u) {
-        *u = direction(g, one(r), column_factor(c));
+pub(crate) fn measure_vector<T: Moment>(
+    s: &Step,
+    p: &[f32],
+    g: &[f32],
+    v: &mut [T],
+    first: &mut [f32],
+    second: &mut [f32],
+) {
+    let (s, n) = (*s, p.len());
+    for span in (0..n).step_by(SPAN) {
+        let len = SPAN.min(n - span);
+        fetch(p, span);
+        fetch(g, span);
+        fetch(v, span);
+        let (p, g, v) = (&p[span..][..len], &g[span..][..len], &mut v[span..][..len]);
+        let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
+        for i in 0..len {
+            let v = v[i].change(|v| moment(&s, v, square(&s, g[i])));
+            let u = direction_vector(g[i], v);
+            first[i] += p[i] * p[i];
+            second[i] += u * u;
+        }
+    }
+}
+
+/// The second moments of a stretch of matrices of one element, its norms and its `u`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the slices that are written are separate, so that they are known not to overlap"
+)]
+pub(crate) fn measure_elements<T: Moment>(
+    s: &Step,
+    p: &[f32],
+    g: &[f32],
+    rows: &mut [T],
+    columns: &mut [T],
+    u: &mut [f32],
+    first: &mut [f32],
+    second: &mut [f32],
+) {
+    let (s, n) = (*s, p.len());
+    for span in (0..n).step_by(SPAN) {
+        let len = SPAN.min(n - span);
+        fetch(p, span);
+        fetch(g, span);
+        fetch(rows, span);
+        fetch(columns, span);
+        fetch(u, span);
+        let (p, g, u) = (&p[span..][..len], &g[span..][..len], &mut u[span..][..len]);
+        let (rows, columns) = (&mut rows[span..][..len], &mut columns[span..][..len]);
+        let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
+        for i in 0..len {
+            let q = square(&s, g[i]);
+            let r = rows[i].change(|r| moment(&s, r, q));
+            let c = columns[i].change(|c| moment(&s, c, q));
+            u[i] = direction(g[i], one(r), column_factor(c));
+            first[i] += p[i] * p[i];
+            second[i] += u[i] * u[i];
+        }
     }
 }
 
@@ -204,11 +253,11 @@ pub(crate) fn into_row_factors(root_mean: f32, moments: &mut [f32]) {
     }
 }
 
-/// The factors of columns.
+/// Those of columns, whose moments they take the place of.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn column_factors(moments: &[f32], factors: &mut [f32]) {
-    for (&c, factor) in moments.iter().zip(factors) {
-        *factor = column_factor(c);
+pub(crate) fn into_column_factors(moments: &mut [f32]) {
+    for c in moments {
+        *c = column_factor(*c);
     }
 }
 
@@ -220,22 +269,7 @@ pub(crate) fn into_root_means(share: f32, sums: &mut [f32]) {
     }
 }
 
-/// `u` of a stretch of a matrix, from the element `start` on: the factors of all its rows and columns.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn directions(start: usize, g: &[f32], rows: &[f32], columns: &[f32], u: &mut [f32]) {
-    let (mut row, mut column, mut done) = (start / columns.len(), start % columns.len(), 0);
-    while done < g.len() {
-        let stretch = done..g.len().min(done + columns.len() - column);
-        let factor = rows[row];
-        done = stretch.end;
-        for ((&g, &column), u) in g[stretch.clone()].iter().zip(&columns[column..]).zip(&mut u[stretch]) {
-            *u = direction(g, factor, column);
-        }
-        (row, column) = (row + 1, 0);
-    }
-}
-
-/// As [`directions`], with factors for each element.
+/// `u` of a stretch, with factors for each element.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn directions_each(g: &[f32], rows: &[f32], columns: &[f32], u: &mut [f32]) {
     for (((&g, &row), &column), u) in g.iter().zip(rows).zip(columns).zip(u) {
@@ -243,58 +277,50 @@ pub(crate) fn directions_each(g: &[f32], rows: &[f32], columns: &[f32], u: &mut 
     }
 }
 
-/// `u` of a stretch of a vector.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn directions_vector(g: &[f32], v: &[f32], u: &mut [f32]) {
-    for ((&g, &v), u) in g.iter().zip(v).zip(u) {
-        *u = direction_vector(g, v);
-    }
-}
-
-/// Adds the squares of rows of `p` and of `u`, one after the other, to the running sums.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn add_norms_of_rows(p: &[f32; SPAN], u: &[f32; SPAN], first: &mut [f32; ROW], second: &mut [f32; ROW]) {
-    for span in (0..ROW).step_by(arch::SPAN) {
-        // Of the rows that come next.
-        (0..SIDE_BY_SIDE).for_each(|row| fetch_span(p, (SIDE_BY_SIDE + row) * ROW + span));
-        for i in span..span + arch::SPAN {
-            for row in 0..SIDE_BY_SIDE {
-                let (p, u) = (p[row * ROW + i], u[row * ROW + i]);
-                first[i] += p * p;
-                second[i] += u * u;
-            }
-        }
-    }
-}
-
-/// As [`add_norms_of_rows`], of stretches of the rows, each in one row of a large matrix: their gradients, the factors of these rows
-/// of the matrix and of the columns.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn add_norms_of_stretches(
-    p: [&[f32]; SIDE_BY_SIDE],
-    g: [&[f32]; SIDE_BY_SIDE],
-    rows: [f32; SIDE_BY_SIDE],
-    columns: [&[f32]; SIDE_BY_SIDE],
-    first: &mut [f32],
-    second: &mut [f32],
-) {
-    let n = first.len();
-    let (p, g, columns, second) = (p.map(|p| &p[..n]), g.map(|g| &g[..n]), columns.map(|c| &c[..n]), &mut second[..n]);
-    for i in 0..n {
-        for k in 0..SIDE_BY_SIDE {
-            let (p, u) = (p[k][i], direction(g[k][i], rows[k], columns[k][i]));
-            first[i] += p * p;
-            second[i] += u * u;
-        }
-    }
-}
-
 /// Adds the squares of a stretch of `p` and of `u` to the running sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f32]) {
-    for (((p, u), first), second) in p.iter().zip(u).zip(first).zip(second) {
-        *first += p * p;
-        *second += u * u;
+    let n = p.len();
+    for span in (0..n).step_by(SPAN) {
+        let len = SPAN.min(n - span);
+        fetch(p, span);
+        let (p, u) = (&p[span..][..len], &u[span..][..len]);
+        let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
+        for i in 0..len {
+            first[i] += p[i] * p[i];
+            second[i] += u[i] * u[i];
+        }
+    }
+}
+
+/// As [`add_norms`], of a stretch of a matrix from the element `start` on: the factors of all its rows and columns.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+pub(crate) fn add_norms_of_matrix(
+    start: usize,
+    p: &[f32],
+    g: &[f32],
+    rows: &[f32],
+    columns: &[f32],
+    first: &mut [f32],
+    second: &mut [f32],
+) {
+    let (mut row, mut column, mut done) = (start / columns.len(), start % columns.len(), 0);
+    while done < g.len() {
+        let len = SPAN.min(g.len() - done).min(columns.len() - column);
+        fetch(p, done);
+        fetch(g, done);
+        let (p, g, factor) = (&p[done..][..len], &g[done..][..len], rows[row]);
+        let factors = &columns[column..][..len];
+        let (first, second) = (&mut first[done..][..len], &mut second[done..][..len]);
+        for i in 0..len {
+            let u = direction(g[i], factor, factors[i]);
+            first[i] += p[i] * p[i];
+            second[i] += u * u;
+        }
+        (done, column) = (done + len, column + len);
+        if column == columns.len() {
+            (row, column) = (row + 1, 0);
+        }
     }
 }
 
@@ -302,7 +328,7 @@ pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn updates(s: &Step, p: &mut [f32], u: &[f32], m: &mut [f32]) {
     let s = *s;
-    let spans = p.chunks_mut(arch::SPAN).zip(u.chunks(arch::SPAN));
+    let spans = p.chunks_mut(SPAN).zip(u.chunks(SPAN));
     if m.is_empty() {
         for (p, u) in spans {
             fetch(p, 0);
@@ -312,7 +338,7 @@ pub(crate) fn updates(s: &Step, p: &mut [f32], u: &[f32], m: &mut [f32]) {
             }
         }
     } else {
-        for ((p, u), m) in spans.zip(m.chunks_mut(arch::SPAN)) {
+        for ((p, u), m) in spans.zip(m.chunks_mut(SPAN)) {
             fetch(p, 0);
             fetch(u, 0);
             fetch(m, 0);
@@ -323,61 +349,66 @@ pub(crate) fn updates(s: &Step, p: &mut [f32], u: &[f32], m: &mut [f32]) {
     }
 }
 
-/// The update of stretches as in [`add_norms_of_stretches`], without `β₁`.
+/// As [`updates`], of a stretch of a vector, from its second moments.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the slices that are written are separate, so that they are known not to overlap"
-)]
-pub(crate) fn updates_of_stretches_plain(
-    s: &Step,
-    p0: &mut [f32],
-    p1: &mut [f32],
-    p2: &mut [f32],
-    p3: &mut [f32],
-    g: [&[f32]; SIDE_BY_SIDE],
-    rows: [f32; SIDE_BY_SIDE],
-    columns: [&[f32]; SIDE_BY_SIDE],
-) {
-    let n = p0.len();
-    let (g, columns) = (g.map(|g| &g[..n]), columns.map(|c| &c[..n]));
-    let (p1, p2, p3) = (&mut p1[..n], &mut p2[..n], &mut p3[..n]);
-    for i in 0..n {
-        update_plain(s, &mut p0[i], direction(g[0][i], rows[0], columns[0][i]));
-        update_plain(s, &mut p1[i], direction(g[1][i], rows[1], columns[1][i]));
-        update_plain(s, &mut p2[i], direction(g[2][i], rows[2], columns[2][i]));
-        update_plain(s, &mut p3[i], direction(g[3][i], rows[3], columns[3][i]));
+pub(crate) fn updates_of_vector<T: Moment>(s: &Step, p: &mut [f32], g: &[f32], v: &[T], m: &mut [f32]) {
+    let s = *s;
+    let spans = p.chunks_mut(SPAN).zip(g.chunks(SPAN)).zip(v.chunks(SPAN));
+    if m.is_empty() {
+        for ((p, g), v) in spans {
+            fetch(p, 0);
+            fetch(g, 0);
+            fetch(v, 0);
+            for ((p, &g), v) in p.iter_mut().zip(g).zip(v) {
+                update_plain(&s, p, direction_vector(g, v.read()));
+            }
+        }
+    } else {
+        for (((p, g), v), m) in spans.zip(m.chunks_mut(SPAN)) {
+            fetch(p, 0);
+            fetch(g, 0);
+            fetch(v, 0);
+            fetch(m, 0);
+            for (((p, &g), v), m) in p.iter_mut().zip(g).zip(v).zip(m) {
+                update(&s, p, direction_vector(g, v.read()), m);
+            }
+        }
     }
 }
 
-/// The update of stretches as in [`add_norms_of_stretches`].
+/// As [`updates`], of a stretch of a matrix as in [`add_norms_of_matrix`].
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the slices that are written are separate, so that they are known not to overlap"
-)]
-pub(crate) fn updates_of_stretches(
+pub(crate) fn updates_of_matrix(
     s: &Step,
-    p0: &mut [f32],
-    p1: &mut [f32],
-    p2: &mut [f32],
-    p3: &mut [f32],
-    g: [&[f32]; SIDE_BY_SIDE],
-    rows: [f32; SIDE_BY_SIDE],
-    columns: [&[f32]; SIDE_BY_SIDE],
-    m0: &mut [f32],
-    m1: &mut [f32],
-    m2: &mut [f32],
-    m3: &mut [f32],
+    start: usize,
+    p: &mut [f32],
+    g: &[f32],
+    rows: &[f32],
+    columns: &[f32],
+    m: &mut [f32],
 ) {
-    let n = p0.len();
-    let (g, columns) = (g.map(|g| &g[..n]), columns.map(|c| &c[..n]));
-    let (p1, p2, p3) = (&mut p1[..n], &mut p2[..n], &mut p3[..n]);
-    let (m0, m1, m2, m3) = (&mut m0[..n], &mut m1[..n], &mut m2[..n], &mut m3[..n]);
-    for i in 0..n {
-        update(s, &mut p0[i], direction(g[0][i], rows[0], columns[0][i]), &mut m0[i]);
-        update(s, &mut p1[i], direction(g[1][i], rows[1], columns[1][i]), &mut m1[i]);
-        update(s, &mut p2[i], direction(g[2][i], rows[2], columns[2][i]), &mut m2[i]);
-        update(s, &mut p3[i], direction(g[3][i], rows[3], columns[3][i]), &mut m3[i]);
+    let s = *s;
+    let (mut row, mut column, mut done) = (start / columns.len(), start % columns.len(), 0);
+    while done < g.len() {
+        let len = SPAN.min(g.len() - done).min(columns.len() - column);
+        fetch(p, done);
+        fetch(g, done);
+        let (p, g, factor) = (&mut p[done..][..len], &g[done..][..len], rows[row]);
+        let factors = &columns[column..][..len];
+        if m.is_empty() {
+            for i in 0..len {
+                update_plain(&s, &mut p[i], direction(g[i], factor, factors[i]));
+            }
+        } else {
+            fetch(m, done);
+            let m = &mut m[done..][..len];
+            for i in 0..len {
+                update(&s, &mut p[i], direction(g[i], factor, factors[i]), &mut m[i]);
+            }
+        }
+        (done, column) = (done + len, column + len);
+        if column == columns.len() {
+            (row, column) = (row + 1, 0);
+        }
     }
 }
