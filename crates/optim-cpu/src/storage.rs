@@ -6,7 +6,11 @@ use multiversion::multiversion;
 use optim_core::DType;
 use optim_core::format::{self, BLOCK, Code8};
 
+use crate::arch::{SPAN, fetch_span};
 use crate::walk;
+
+/// Elements between those of 16 bits that are read or stored and those that are fetched: a kernel works in between.
+const AHEAD: usize = 1024;
 
 /// Bytes as the numbers that they are. In an arena and in the caller's memory they are aligned; an empty slice may not be.
 pub(crate) fn numbers<T: Pod>(bytes: &[u8]) -> &[T] {
@@ -88,8 +92,7 @@ pub(crate) fn load_split(upper: &[u8], lower: &[u8], into: &mut [f32]) {
 
 /// Stores numbers in two halves.
 pub(crate) fn store_split(values: &[f32], into_upper: &mut [u8], into_lower: &mut [u8]) {
-    upper(numbers_mut(into_upper), values);
-    lower(numbers_mut(into_lower), values);
+    split(numbers_mut(into_upper), numbers_mut(into_lower), values);
 }
 
 /// Reads codes, from the beginning of a block on.
@@ -145,41 +148,50 @@ pub(crate) fn low(element: usize) -> u32 {
 }
 
 /// Makes a loop over slices, which are separate arguments, compiled for several instruction sets. In the body stand an
-/// element's index and the elements themselves; the first slice is the one that is written.
+/// element's index and the elements themselves; the first slices are those that are written. The slices behind `fetch` lie in
+/// memory, not in a block.
 macro_rules! loops {
-    ($(fn $name:ident($i:pat, $into:ident: $target:ty, $($from:ident: $source:ty),* $(; $($arg:ident: $type:ty),*)?) $body:block)*) => {$(
+    ($(
+        $([fetch $($far:ident),*])?
+        fn $name:ident($i:pat, $($into:ident: $target:ty),*; $($from:ident: $source:ty),* $(; $($arg:ident: $type:ty),*)?)
+        $body:block
+    )*) => {$(
         #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-        fn $name($into: &mut [$target], $($from: &[$source]),* $(, $($arg: $type),*)?) {
-            let len = $into.len();
-            $(let $from = &$from[..len];)*
-            for i in 0..len {
-                let $i = low(i);
-                let $into = &mut $into[i];
-                $(let $from = $from[i];)*
-                $body
+        fn $name($($into: &mut [$target],)* $($from: &[$source]),* $(, $($arg: $type),*)?) {
+            let [len, ..] = [$($into.len()),*];
+            for span in (0..len).step_by(SPAN) {
+                let spanned = SPAN.min(len - span);
+                $($(fetch_span($far, span + AHEAD);)*)?
+                $(let $into = &mut $into[span..][..spanned];)*
+                $(let $from = &$from[span..][..spanned];)*
+                for i in 0..spanned {
+                    let $i = low(span + i);
+                    $(let $into = &mut $into[i];)*
+                    $(let $from = $from[i];)*
+                    $body
+                }
             }
         }
     )*};
 }
 
 loops! {
-    fn load_f16(_, x: f32, bits: u16) { *x = format::f16_to_f32(bits); }
-    fn load_bf16(_, x: f32, bits: u16) { *x = format::bf16_to_f32(bits); }
-    fn set(_, sum: f32, g: f32; weight: f32) { *sum = weight * g; }
-    fn add(_, sum: f32, g: f32; weight: f32) { *sum += weight * g; }
-    fn join(_, x: f32, upper: u16, lower: u16) { *x = format::join(upper, lower); }
-    fn upper(_, bits: u16, x: f32) { *bits = format::split(x).0; }
-    fn lower(_, bits: u16, x: f32) { *bits = format::split(x).1; }
-    fn decode_signed(_, x: f32, code: u8; scale: f32) { *x = format::decode_signed(code, scale); }
-    fn decode_positive(_, x: f32, code: u8; scale: f32) { *x = format::decode_positive(code, scale); }
-    fn store_f16(_, bits: u16, x: f32) { *bits = format::f32_to_f16(x); }
-    fn store_bf16(_, bits: u16, x: f32) { *bits = format::f32_to_bf16(x); }
-    fn stochastic_f16(i, bits: u16, x: f32; random: Random) { *bits = format::f32_to_f16_stochastic(x, random.at(i)); }
-    fn stochastic_bf16(i, bits: u16, x: f32; random: Random) { *bits = format::f32_to_bf16_stochastic(x, random.at(i)); }
-    fn encode_signed(i, code: u8, x: f32; scale: f32, random: Random) {
+    [fetch bits] fn load_f16(_, x: f32; bits: u16) { *x = format::f16_to_f32(bits); }
+    [fetch bits] fn load_bf16(_, x: f32; bits: u16) { *x = format::bf16_to_f32(bits); }
+    [fetch sum] fn set(_, sum: f32; g: f32; weight: f32) { *sum = weight * g; }
+    [fetch sum] fn add(_, sum: f32; g: f32; weight: f32) { *sum += weight * g; }
+    [fetch upper, lower] fn join(_, x: f32; upper: u16, lower: u16) { *x = format::join(upper, lower); }
+    fn split(_, upper: u16, lower: u16; x: f32) { (*upper, *lower) = format::split(x); }
+    fn decode_signed(_, x: f32; code: u8; scale: f32) { *x = format::decode_signed(code, scale); }
+    fn decode_positive(_, x: f32; code: u8; scale: f32) { *x = format::decode_positive(code, scale); }
+    [fetch bits] fn store_f16(_, bits: u16; x: f32) { *bits = format::f32_to_f16(x); }
+    [fetch bits] fn store_bf16(_, bits: u16; x: f32) { *bits = format::f32_to_bf16(x); }
+    fn stochastic_f16(i, bits: u16; x: f32; random: Random) { *bits = format::f32_to_f16_stochastic(x, random.at(i)); }
+    fn stochastic_bf16(i, bits: u16; x: f32; random: Random) { *bits = format::f32_to_bf16_stochastic(x, random.at(i)); }
+    fn encode_signed(i, code: u8; x: f32; scale: f32, random: Random) {
         *code = format::encode_signed(x, scale, random.at(i));
     }
-    fn encode_positive(i, code: u8, x: f32; scale: f32, random: Random) {
+    fn encode_positive(i, code: u8; x: f32; scale: f32, random: Random) {
         *code = format::encode_positive(x, scale, random.at(i));
     }
 }

@@ -10,6 +10,7 @@ use optim_core::format::{self, Master};
 use optim_core::rule::{MAX_SLOTS, MAX_TERMS, Sparse};
 use optim_core::{DType, compressed};
 
+use crate::arch::{SPAN, fetch};
 use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::factored::Desk;
@@ -22,6 +23,9 @@ use crate::storage::{self, Random, floats, floats_mut, numbers_mut};
 
 /// Elements that are worked on at a time: whole blocks of 8-bit slots.
 pub(crate) const BLOCK: usize = 1024;
+
+/// Elements that are updated at a time.
+const STRETCH: usize = 256;
 
 /// What a task works with, made when it is first needed.
 #[derive(Default)]
@@ -306,7 +310,7 @@ pub(crate) fn update(
                     each_block(done..listed.start, |range| average(form, weight, piece, &range, blocks));
                 }
                 done = listed.end;
-                each_block(listed.clone(), |range| {
+                each::<STRETCH>(listed.clone(), |range| {
                     let g = &g[range.start - listed.start..range.end - listed.start];
                     update(piece, range, Some(g), blocks);
                 });
@@ -316,7 +320,7 @@ pub(crate) fn update(
             }
         }
         Gradient::Rows(_) | Gradient::Dense(..) => {
-            each_block(whole, |range| update(piece, range, None, blocks));
+            each::<STRETCH>(whole, |range| update(piece, range, None, blocks));
         }
     }
 }
@@ -396,15 +400,25 @@ fn average(form: &Form, weight: f32, piece: &mut Piece<'_>, range: &Range<usize>
 /// `ema ← ema + weight · (p − ema)`
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn move_average(weight: f32, ema: &mut [f32], p: &[f32]) {
-    for (ema, &p) in ema.iter_mut().zip(p) {
-        *ema += weight * (p - *ema);
+    let n = ema.len();
+    for span in (0..n).step_by(SPAN) {
+        let len = SPAN.min(n - span);
+        fetch(ema, span);
+        for (ema, &p) in ema[span..][..len].iter_mut().zip(&p[span..][..len]) {
+            *ema += weight * (p - *ema);
+        }
     }
 }
 
 /// Calls `work` for each block of a range.
-pub(crate) fn each_block(range: Range<usize>, mut work: impl FnMut(Range<usize>)) {
-    for start in range.clone().step_by(BLOCK) {
-        work(start..range.end.min(start + BLOCK));
+pub(crate) fn each_block(range: Range<usize>, work: impl FnMut(Range<usize>)) {
+    each::<BLOCK>(range, work);
+}
+
+/// Calls `work` for each so many elements of a range.
+fn each<const LEN: usize>(range: Range<usize>, mut work: impl FnMut(Range<usize>)) {
+    for start in range.clone().step_by(LEN) {
+        work(start..range.end.min(start + LEN));
     }
 }
 
