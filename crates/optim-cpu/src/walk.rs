@@ -28,6 +28,8 @@ pub(crate) const BLOCK: usize = 1024;
 pub(crate) struct Space {
     blocks: Option<Blocks>,
     desk: Option<Desk>,
+    /// Of a factored rule, for the tensor that is worked on.
+    pub(crate) room: Vec<f32>,
 }
 
 /// A block of each array.
