@@ -8,7 +8,6 @@ use optim_core::format::BLOCK;
 use optim_core::rule::{MAX_SLOTS, SlotShape};
 use optim_core::{Error, Result};
 
-use crate::factored;
 use crate::form::Form;
 use crate::reduce::{SLICE, Sums};
 
@@ -25,10 +24,8 @@ pub(crate) const ACCUMULATED: usize = MASTER + 2;
 pub(crate) const KEPT: usize = MASTER + 3;
 /// The sums of slices.
 pub(crate) const SUMS: usize = MASTER + 4;
-/// What a factored rule works with beside its slots.
-pub(crate) const SCRATCH: usize = MASTER + 5;
 /// The kinds of arrays.
-pub(crate) const KINDS: usize = MASTER + 6;
+pub(crate) const KINDS: usize = MASTER + 5;
 
 /// A stretch of every array; those that do not exist are empty.
 pub(crate) type Arrays<'a> = [&'a mut [u8]; KINDS];
@@ -123,7 +120,6 @@ impl Layout {
             units[ACCUMULATED] = (0, size_of::<f32>());
             units[KEPT] = (0, if form.tensor.ema { form.tensor.parameter.dtype().size() } else { 0 });
             units[SUMS] = (SLICE.ilog2(), size_of::<Sums>());
-            units[SCRATCH] = (WHOLE, if form.factored { factored::scratch(form) * size_of::<f32>() } else { 0 });
             for ((rooms, end), (shift, bytes)) in layout.rooms.iter_mut().zip(&mut layout.ends).zip(units) {
                 let room = Room { start: *end, shift, bytes };
                 *end = room.end(form.len).next_multiple_of(LINE);

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::arena::{self, ACCUMULATED, Arena, EMA, KEPT, KINDS, Layout, MASTER, SLOTS, SUMS};
 use crate::drive::{self, Batch, Cuts, Piece, Pieces};
+use crate::factored::Rooms;
 use crate::form::Form;
 use crate::kernel::{Kernels, Norms, Opened, Slots, Update as Kernel};
 use crate::pool::Pool;
@@ -50,6 +51,7 @@ struct Memory {
     cuts: Cuts,
     /// The parameters with a factored rule that several tasks share.
     shared: Vec<usize>,
+    rooms: Rooms,
     /// Whether the current update is not shared.
     alone: bool,
     pool: Pool,
@@ -254,7 +256,9 @@ impl Memory {
         forms.iter_mut().zip(cuts.at_once(&layout)).for_each(|(form, at_once)| form.at_once = at_once);
         let mut shared: Vec<_> = cuts.inside().filter(|&param| forms[param].factored).collect();
         shared.dedup();
-        let mut memory = Self { forms, layout, alone: !cuts.wakes, cuts, shared, pool, arenas: Default::default() };
+        let rooms = Rooms::new(&forms, threads)?;
+        let alone = !cuts.wakes;
+        let mut memory = Self { forms, layout, alone, cuts, shared, rooms, pool, arenas: Default::default() };
         let at_once = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
         at_once.into_iter().try_for_each(|kind| memory.make(kind))?;
         memory.fill();
@@ -328,10 +332,18 @@ impl Memory {
         params: &mut [ParamMut<'_>],
         work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
-        let Self { forms, layout, arenas, cuts, alone, pool, .. } = self;
+        let Self { forms, layout, arenas, cuts, rooms, alone, pool, .. } = self;
         let Batch { params: range, cuts } = &cuts.batches[batch];
         let (forms, layout, pieces) = (&**forms, &*layout, Pieces::new(range, layout, params, arenas));
-        let work = |piece: &mut Piece<'_>, space: &mut Space| work(&forms[piece.param], piece, space);
+        let work = |piece: &mut Piece<'_>, space: &mut Space| {
+            let form = &forms[piece.param];
+            if factored::room(form) == 0 {
+                return work(form, piece, space);
+            }
+            space.room = rooms.take();
+            work(form, piece, space);
+            rooms.give_back(mem::take(&mut space.room));
+        };
         if *alone || cuts.is_empty() {
             drive::run(&[], layout, pieces, &work);
         } else {

@@ -14,21 +14,22 @@ mod small;
 
 use std::mem;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::f16;
-use optim_core::DType;
 use optim_core::backend::Record;
 use optim_core::rule::StepScalars;
 use optim_core::rules::ada_factor::Step;
+use optim_core::{DType, Error, Result};
 
-use crate::arena::{MASTER, SCRATCH, SLOTS, SUMS};
+use crate::arena::{MASTER, SLOTS, SUMS};
 use crate::drive::Piece;
 use crate::form::Form;
 use crate::kernel::Opened;
 use crate::reduce::{self, LANES, ROW, SLICE, Sums, count};
 use crate::rules::ada_factor::{self as rule, Moment};
 use crate::shape::Shape;
-use crate::storage::{floats_mut, numbers_mut};
+use crate::storage::numbers_mut;
 use crate::walk::{self, BLOCK, Blocks, Gradient, Space, View, each_block};
 pub(crate) use small::Desk;
 use small::Small;
@@ -113,7 +114,10 @@ impl Kind {
 }
 
 /// The numbers that a tensor is worked on with beside its state.
-pub(crate) fn scratch(form: &Form) -> usize {
+pub(crate) fn room(form: &Form) -> usize {
+    if !form.factored {
+        return 0;
+    }
     let (matrices, rows, columns) = form.matrices();
     match Kind::new(rows, columns) {
         Kind::Vector => 0,
@@ -122,13 +126,45 @@ pub(crate) fn scratch(form: &Form) -> usize {
     }
 }
 
+/// Room for those numbers: a thread works on one tensor after the other, in the same memory. It stays in the cache, where memory for
+/// each tensor would have to be read and written.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    most: usize,
+    free: Mutex<Vec<Vec<f32>>>,
+}
+
+impl Rooms {
+    pub(crate) fn new(forms: &[Form], threads: usize) -> Result<Self> {
+        let most = forms.iter().map(room).max().unwrap_or_default();
+        let count = forms.iter().filter(|form| room(form) > 0).count().min(threads);
+        let out_of_memory = |()| Error::OutOfMemory { detail: format!("{most} numbers to work with") };
+        let rooms = (0..count).map(|_| bytemuck::allocation::try_zeroed_vec(most).map_err(out_of_memory));
+        Ok(Self { most, free: Mutex::new(rooms.collect::<Result<_>>()?) })
+    }
+
+    /// The room that was given back last.
+    pub(crate) fn take(&self) -> Vec<f32> {
+        // There is none if the step runs with more threads than there were when the engine was made.
+        self.free().pop().unwrap_or_else(|| vec![0.0; self.most])
+    }
+
+    pub(crate) fn give_back(&self, room: Vec<f32>) {
+        self.free().push(room);
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<'a, T: Moment> Factors<'a, T> {
     /// Those of a piece, from which they are taken.
-    fn new(form: &Form, piece: &mut Piece<'a>) -> Self {
+    fn new<'p: 'a>(form: &Form, piece: &mut Piece<'p>, free: &'a mut [f32]) -> Self {
         let (_, rows, columns) = form.matrices();
         let [row_moments, column_moments, vector_moments] =
             [0, 1, 2].map(|nth| numbers_mut(mem::take(&mut piece.arrays[SLOTS + nth])));
-        let (kind, scratch) = (Kind::new(rows, columns), floats_mut(mem::take(&mut piece.arrays[SCRATCH])));
+        let (kind, scratch) = (Kind::new(rows, columns), &mut free[..room(form)]);
         let (u, scratch) = scratch.split_at_mut(if let Kind::Large = kind { 0 } else { scratch.len() });
         let (block, scratch) = scratch.split_at_mut(columns.min(scratch.len()));
         let (total, scratch) = scratch.split_at_mut(block.len());
@@ -288,10 +324,12 @@ pub(crate) fn measure(
     piece: &mut Piece<'_>,
     space: &mut Space,
 ) {
+    let mut room = mem::take(&mut space.room);
     match form.slots[0].dtype {
-        DType::F16 => Factors::<f16>::new(form, piece).sum(form, record, shape, gradient, piece, space),
-        _ => Factors::<f32>::new(form, piece).sum(form, record, shape, gradient, piece, space),
+        DType::F16 => Factors::<f16>::new(form, piece, &mut room).sum(form, record, shape, gradient, piece, space),
+        _ => Factors::<f32>::new(form, piece, &mut room).sum(form, record, shape, gradient, piece, space),
     };
+    space.room = room;
 }
 
 /// Completes the scalars from the sums over a tensor of so many elements.
@@ -332,10 +370,14 @@ pub(crate) fn update(
     piece: &mut Piece<'_>,
     space: &mut Space,
 ) {
+    let mut room = mem::take(&mut space.room);
     match form.slots[0].dtype {
-        DType::F16 => update_with(Factors::<f16>::new(form, piece), form, record, shape, gradient, piece, space),
-        _ => update_with(Factors::<f32>::new(form, piece), form, record, shape, gradient, piece, space),
+        DType::F16 => {
+            update_with(Factors::<f16>::new(form, piece, &mut room), form, record, shape, gradient, piece, space)
+        }
+        _ => update_with(Factors::<f32>::new(form, piece, &mut room), form, record, shape, gradient, piece, space),
     }
+    space.room = room;
 }
 
 fn update_with<T: Moment>(

@@ -49,7 +49,7 @@ pub(crate) fn exponent(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> (f32, i32) 
 }
 
 /// The second half of [`power`].
-#[allow(clippy::approx_constant, clippy::assign_op_pattern, reason = "reads like its WGSL twin")]
+#[allow(clippy::manual_clamp, clippy::approx_constant, clippy::assign_op_pattern, reason = "reads like its WGSL twin")]
 #[inline(always)]
 pub(crate) fn exponential(t: f32, whole: i32, x: f32, y: f32) -> f32 {
     // 2ᵗ = 2ᶠ · 2ᵏ with f between −½ and ½, and 2ᶠ by its series

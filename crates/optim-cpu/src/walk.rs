@@ -32,6 +32,8 @@ const STRETCH: usize = 256;
 pub(crate) struct Space {
     blocks: Option<Blocks>,
     desk: Option<Desk>,
+    /// Of a factored rule, for the tensor that is worked on.
+    pub(crate) room: Vec<f32>,
 }
 
 /// A block of each array, at the beginning of a cache line.
