@@ -67,6 +67,9 @@ pub(crate) struct GpuEngine {
     swapped: bool,
 }
 
+/// Pieces, each with its kind.
+type Pieces = Vec<(usize, Piece)>;
+
 /// Dispatches that are made for one step: what comes before the schedule's updates, and what after them.
 #[derive(Default)]
 struct Others {
@@ -386,8 +389,8 @@ impl GpuEngine {
         offload.download(&self.context, encoded, buffer, page)
     }
 
-    /// The pieces of tensors with memory on the host: which kind's, and which.
-    fn pieces(&self, which: impl Fn(usize) -> bool) -> Vec<(usize, Piece)> {
+    /// The pieces of tensors with memory on the host.
+    fn pieces(&self, which: impl Fn(usize) -> bool) -> Pieces {
         let of = |tensor: usize| {
             let (kind, member) = self.kind_of[tensor];
             self.kinds[kind].layout.pieces_of(member).iter().map(move |&piece| (kind, Piece { tensor, ..piece }))
@@ -404,7 +407,7 @@ impl GpuEngine {
         params: &[ParamMut<'_>],
         grads: &[Grad<'_>],
         run: Run<'_>,
-    ) -> Result<(Vec<(usize, Piece)>, Option<wgpu::CommandEncoder>)> {
+    ) -> Result<(Pieces, Option<wgpu::CommandEncoder>)> {
         let Run { row_grads, others, zeros, guard, reading, recorded, is_callers } = run;
         let host_params = self.pieces(|tensor| matches!(pairs[tensor].param, Side::Own(Own::Params)));
         let is_host = |tensor: usize| matches!(pairs[tensor].grad, Side::Own(Own::Grads(_)));
