@@ -2,7 +2,7 @@
 //! device's own clock, where it has one: steps one by one.
 
 use optimizers::gpu::{GpuOptions, wgpu};
-use optimizers::{Builder, DType, Error, GpuBackend, Grad, ParamMut, Rule, StateDType};
+use optimizers::{Builder, DType, Error, GpuBackend, GpuBuffer, Grad, ParamMut, Rule, StateDType};
 
 use crate::cases::{Case, Setting};
 use crate::check::{Sample, check};
@@ -14,6 +14,56 @@ const RULES: [&str; 3] = ["sgd", "momentum", "adam"];
 
 /// The case of many small tensors, and the name of one tensor of the same size.
 const TINY: (&str, &str) = ("tiny2000x256", "one512k");
+
+/// Where parameters and gradients lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// In arenas of the backend's.
+    Arenas,
+    /// Each in a buffer of the caller's.
+    Buffers,
+    /// In ranges of two large buffers of the caller's.
+    Ranges,
+    /// In slices on the host: uploaded and read back.
+    Host,
+}
+
+impl Form {
+    const ALL: [Self; 4] = [Self::Arenas, Self::Buffers, Self::Ranges, Self::Host];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Arenas => "arenas",
+            Self::Buffers => "buffers",
+            Self::Ranges => "ranges",
+            Self::Host => "host",
+        }
+    }
+
+    /// Memory on the device for these tensors, if it is there.
+    fn memory(self, gpu: &GpuBackend, lens: &[usize]) -> optimizers::Result<Vec<GpuBuffer>> {
+        let buffer = |size| {
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+            let label = Some("the caller's");
+            gpu.device().create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+        };
+        let bytes = |&len: &usize| 4 * len as u64;
+        match self {
+            Self::Arenas => gpu.arena(lens),
+            Self::Buffers => lens.iter().map(|len| gpu.wrap(buffer(bytes(len)), 0, *len)).collect(),
+            Self::Ranges => {
+                let span = |len: &usize| bytes(len).next_multiple_of(256);
+                let (whole, mut end) = (buffer(lens.iter().map(span).sum()), 0);
+                let range = |len: &usize| {
+                    end += span(len);
+                    gpu.wrap(whole.clone(), end - span(len), *len)
+                };
+                lens.iter().map(range).collect()
+            }
+            Self::Host => Ok(Vec::new()),
+        }
+    }
+}
 
 /// Bytes of each array that one dispatch of the limit moves.
 const WINDOW: u64 = 64 << 20;
@@ -40,52 +90,67 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
     if gpu.is_software() {
         cases.retain(|case| [TINY.0, TINY.1].contains(&case.name));
     }
-    let mut rows = Vec::new();
-    for case in &cases {
+    let mut rows: Vec<Row> = Vec::new();
+    for (form, case) in Form::ALL.iter().flat_map(|form| cases.iter().map(move |case| (*form, case))) {
+        if form != Form::Arenas && ![TINY.0, TINY.1].contains(&case.name) {
+            continue;
+        }
         for rule in Rule::all() {
             let (dtype, state) = (DType::F32, StateDType::F32);
             let setting = Setting { rule, threads: 0, dtype, state, clip: false };
-            let (name, label) = (setting.rule_name(), setting.label("gpu", case.name));
-            let known = rows.iter().any(|row: &Row| row.rule == name && row.case == case.name);
+            let (name, label) = (setting.rule_name(), setting.label(&format!("gpu {}", form.name()), case.name));
+            let known = rows.iter().any(|row| is(row, form, case.name, &name));
             if RULES.contains(&&*name) && !known && wanted(&label) {
-                let row = measure(&gpu, case, &setting, &label).expect("a step on the GPU");
+                let row = measure(&gpu, form, case, &setting, &label).expect("a step on the GPU");
                 output.row(&row);
                 rows.push(row);
             }
         }
     }
-    for row in &rows {
-        let one = rows.iter().find(|one| one.case == TINY.1 && one.rule == row.rule);
-        if let (Some(one), true) = (one, row.case == TINY.0) {
-            let times = row.us_per_step / one.us_per_step;
+    for (form, rule) in Form::ALL.iter().flat_map(|form| RULES.map(|rule| (*form, rule))) {
+        // Over the limit, which is the same for both and was measured beside either: rows are seconds apart.
+        let of = |case| rows.iter().find(|row| is(row, form, case, rule))?.ratio_to_limit;
+        if let (Some(tiny), Some(one)) = (of(TINY.0), of(TINY.1)) {
+            let (name, times) = (form.name(), tiny / one);
             eprintln!(
-                "{}: 2000 tensors take {times:.2} times as long as one of the same size; the aim is at most 3",
-                row.rule
+                "{rule}, {name}: 2000 tensors take {times:.2} times as long as one of the same size; the aim is at most 3"
             );
         }
     }
 }
 
-fn measure(gpu: &GpuBackend, case: &Case, setting: &Setting, label: &str) -> optimizers::Result<Row> {
+fn is(row: &Row, form: Form, case: &str, rule: &str) -> bool {
+    row.form.as_deref() == Some(form.name()) && row.case == case && row.rule == rule
+}
+
+fn measure(gpu: &GpuBackend, form: Form, case: &Case, setting: &Setting, label: &str) -> optimizers::Result<Row> {
     let lens = case.lens();
     let mut optimizer = Builder::new(setting.rule.clone()).params(case.parameters(setting.dtype)).build(gpu.clone())?;
-    let [params, grads] = SCALES.map(|scale| Tensors::new(setting.dtype, &lens, scale));
-    let (memory, grads_memory) = (gpu.arena(&lens)?, gpu.arena(&lens)?);
+    let [mut params, grads] = SCALES.map(|scale| Tensors::new(setting.dtype, &lens, scale));
+    let (memory, grads_memory) = (form.memory(gpu, &lens)?, form.memory(gpu, &lens)?);
     for (tensors, buffers) in [(&params, &memory), (&grads, &grads_memory)] {
         for (bytes, buffer) in tensors.bytes().into_iter().zip(buffers) {
             buffer.write(bytemuck::cast_slice(bytes))?;
         }
     }
-    let mut updated: Vec<ParamMut<'_>> = memory.iter().map(Into::into).collect();
-    let gradients: Vec<Grad<'_>> = grads_memory.iter().map(Into::into).collect();
-    let mut step = || assert!(optimizer.step(&mut updated, &gradients).expect("a step").applied(), "applied");
-
     let sample = Sample::new(case, setting);
     let (start, sampled) = (params.at(&sample.places), grads.at(&sample.places));
+    let (mut updated, gradients): (Vec<ParamMut<'_>>, Vec<Grad<'_>>) = match form {
+        Form::Host => (params.params(), grads.grads()),
+        _ => (memory.iter().map(Into::into).collect(), grads_memory.iter().map(Into::into).collect()),
+    };
+    let mut step = |updated: &mut [ParamMut<'_>]| {
+        assert!(optimizer.step(updated, &gradients).expect("a step").applied(), "applied");
+    };
+
     check(label, setting, &sample, start, &sampled, grads.norm(), || {
-        step();
-        let read = |&(tensor, element): &(usize, usize)| f64::from(memory[tensor].read().expect("values")[element]);
-        sample.places.iter().map(read).collect()
+        step(&mut updated);
+        let value = |&(tensor, element): &(usize, usize)| match &updated[tensor] {
+            ParamMut::F32(values) => values[element],
+            ParamMut::Device(memory) => memory.to_host().expect("values")[element],
+            other => panic!("{other:?}"),
+        };
+        sample.places.iter().map(|place| f64::from(value(place))).collect()
     });
 
     let slots = setting.rule.spec().slots().len();
@@ -97,7 +162,7 @@ fn measure(gpu: &GpuBackend, case: &Case, setting: &Setting, label: &str) -> opt
         wait();
     };
     let mut steps = |calls: u32| {
-        (0..calls).for_each(|_| step());
+        (0..calls).for_each(|_| step(&mut updated));
         wait();
     };
     let [(few, short), (many, long)] = [enough(&mut limits), enough(&mut steps)];
@@ -117,7 +182,8 @@ fn measure(gpu: &GpuBackend, case: &Case, setting: &Setting, label: &str) -> opt
     let over = ratio(&times, &around);
     let row = Row::new("gpu", setting, case, middle(times), case.elements() * (12 + 8 * slots));
     let limit_us = Some(middle(around) * 1e6);
-    Ok(Row { device_us, limit_us, ratio_to_limit: Some(over), ratio_to_f32: Some(over), ..row })
+    let form = Some(form.name().into());
+    Ok(Row { form, device_us, limit_us, ratio_to_limit: Some(over), ratio_to_f32: Some(over), ..row })
 }
 
 /// A kernel that reads a gradient, and reads and writes a parameter and its slots: `array ← array xor g`, and all are 0.

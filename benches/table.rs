@@ -69,7 +69,7 @@ impl Output {
     pub(crate) fn head(self) {
         if let Self::Table = self {
             println!(
-                "{:<7} {:<13} {:<24} {:>2} {:<5} {:<5} {:<4} {:>10} {:>10} {:>8} {:>6} {:>7} {:>14} {:>12}",
+                "{:<11} {:<13} {:<24} {:>2} {:<5} {:<5} {:<4} {:>10} {:>10} {:>8} {:>6} {:>7} {:>14} {:>12}",
                 "backend",
                 "case",
                 "rule",
@@ -93,10 +93,11 @@ impl Output {
             println!("{}", serde_json::to_string(row).expect("numbers and names"));
             return;
         }
-        let Row { backend, case, rule, threads, dtype, state, .. } = row;
+        let Row { case, rule, threads, dtype, state, .. } = row;
+        let backend = row.form.iter().fold(row.backend.clone(), |backend, form| format!("{backend} {form}"));
         let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
         println!(
-            "{backend:<7} {case:<13} {rule:<24} {threads:>2} {dtype:<5} {state:<5} {:<4} {:>10.1} {:>10} {:>8.4} {:>6.1} {:>7.2} {:>14} {:>12}",
+            "{backend:<11} {case:<13} {rule:<24} {threads:>2} {dtype:<5} {state:<5} {:<4} {:>10.1} {:>10} {:>8.4} {:>6.1} {:>7.2} {:>14} {:>12}",
             if row.clip { "yes" } else { "no" },
             row.us_per_step,
             row.device_us.map_or_else(|| "-".into(), |us| format!("{us:.1}")),

@@ -632,8 +632,8 @@ mod work {
         });
     }
 
-    /// The number of tensors and of groups makes no difference: neither in arenas, nor in small buffers of the caller's, which are
-    /// gathered.
+    /// The number of tensors and of groups makes no difference: neither in arenas, nor in ranges of a buffer of the caller's, nor in
+    /// small buffers, which are gathered.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn does_not_grow_with_tensors_and_groups() {
@@ -645,13 +645,27 @@ mod work {
                     let buffer = |&len: &usize| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap();
                     lens.iter().map(buffer).collect()
                 };
+                let ranges = || -> Vec<GpuBuffer> {
+                    let whole = raw(backend.device(), 512 * count, ALL);
+                    (0..)
+                        .step_by(2048)
+                        .zip(&lens)
+                        .map(|(at, &len)| backend.wrap(whole.clone(), at, len).unwrap())
+                        .collect()
+                };
+                // Their elements are taken one by one where the number is not a multiple of four.
+                let sorts = [true, false].map(|whole| lens.iter().any(|len| len.is_multiple_of(4) == whole));
+                let sorts = sorts.into_iter().map(u64::from).sum();
                 let arenas = [backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap()];
                 let [values, gradients] = [11, 12].map(|seed| {
                     let mut random = Random::new(seed);
                     lens.iter().map(|&len| random.tensor(len)).collect::<Vec<_>>()
                 });
-                // Arenas; buffers of their own; parameters in one, gradients in the others.
-                for [params, grads] in [arenas.clone(), [foreign(), foreign()], [arenas[0].clone(), foreign()]] {
+                let mixed = [arenas[0].clone(), foreign()];
+                // Arenas; buffers of their own; parameters in one, gradients in the others; ranges.
+                for ([params, grads], dispatches) in
+                    [(arenas, 1), ([foreign(), foreign()], 1), (mixed, 1), ([ranges(), ranges()], sorts)]
+                {
                     let group = |nth: usize| ParamGroup::new([Parameter::new(format!("w{nth}"), [len(nth)])]);
                     let rate = |nth: usize| LR / (1.0 + nth as f64);
                     let groups = (0..count).map(|nth| group(nth).lr(rate(nth)));
@@ -662,7 +676,7 @@ mod work {
                     for _ in 0..2 {
                         let before = gpu_counters();
                         device_step(&mut optimizer, &params, &grads).unwrap();
-                        assert_eq!(since(before), [1, 1, 0], "dispatches, submits, waits of {count} tensors");
+                        assert_eq!(since(before), [dispatches, 1, 0], "dispatches, submits, waits of {count} tensors");
                     }
                     for (nth, param) in params.iter().enumerate() {
                         #[allow(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]

@@ -189,7 +189,7 @@ impl GpuBuffer {
         }
         let mut encoder = home.encoder()?;
         home.upload(&mut encoder, &uploads)?;
-        home.submit(encoder)?;
+        home.submit([encoder])?;
         Ok(())
     }
 

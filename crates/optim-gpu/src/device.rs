@@ -281,10 +281,13 @@ impl Context {
         }
     }
 
-    /// Ends the encoder and hands it to the device. Errors of the commands appear here.
-    pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+    /// Ends encoders and hands them to the device, in one submission. Errors of the commands appear here.
+    pub(crate) fn submit(
+        &self,
+        encoders: impl IntoIterator<Item = wgpu::CommandEncoder>,
+    ) -> Result<wgpu::SubmissionIndex> {
         self.counts.submits.fetch_add(1, Relaxed);
-        self.scoped(|| self.queue.submit([encoder.finish()]))
+        self.scoped(|| self.queue.submit(encoders.into_iter().map(wgpu::CommandEncoder::finish)))
     }
 
     /// Waits until the submission, or all that there are, is done and the callbacks of its mappings have been called.

@@ -19,6 +19,7 @@ use crate::GpuBuffer;
 use crate::belt::{Belt, Recorded};
 use crate::buffer::USAGE;
 use crate::device::Context;
+use crate::gather::Copy;
 use crate::guard::{self, GuardMemory, Head, Reading};
 use crate::kind::{self, Kind, Own};
 use crate::layout::{Piece, bytes};
@@ -65,6 +66,9 @@ pub(crate) struct GpuEngine {
     /// Whether averages are in the parameters' memory.
     swapped: bool,
 }
+
+/// Pieces, each with its kind.
+type Pieces = Vec<(usize, Piece)>;
 
 /// Dispatches that are made for one step: what comes before the schedule's updates, and what after them.
 #[derive(Default)]
@@ -345,13 +349,29 @@ impl GpuEngine {
                 visited?;
             }
         }
-        self.copy(encoder, 1)
+        Ok(())
     }
 
-    /// Encodes what the schedule in front gathers (0) or scatters (1).
+    /// What the schedule in front gathers (0) or scatters (1).
+    fn copies(&self, which: usize) -> &[Copy] {
+        self.schedules.first().map_or(&[], |schedule| &schedule.copies[which])
+    }
+
+    /// Encodes these copies.
     fn copy(&self, encoder: &mut wgpu::CommandEncoder, which: usize) -> Result<()> {
-        let copies = self.schedules.first().map_or(&[][..], |schedule| &schedule.copies[which]);
-        self.context.scoped(|| copies.iter().for_each(|copy| copy.encode(encoder)))
+        self.context.scoped(|| self.copies(which).iter().for_each(|copy| copy.encode(encoder)))
+    }
+
+    /// Encodes what is scattered; into the caller's encoder or, for the same submission, into another than what comes before. wgpu
+    /// puts a barrier before each copy to a buffer that the same encoder has read, and but one before an encoder.
+    fn scatter(&self, encoder: &mut wgpu::CommandEncoder, is_callers: bool) -> Result<Option<wgpu::CommandEncoder>> {
+        let before = if is_callers || self.copies(1).is_empty() {
+            None
+        } else {
+            Some(std::mem::replace(encoder, self.context.encoder()?))
+        };
+        self.copy(encoder, 1)?;
+        Ok(before)
     }
 
     /// Brings a page of state to the device, lets dispatches be encoded, and takes it back.
@@ -369,8 +389,8 @@ impl GpuEngine {
         offload.download(&self.context, encoded, buffer, page)
     }
 
-    /// The pieces of tensors with memory on the host: which kind's, and which.
-    fn pieces(&self, which: impl Fn(usize) -> bool) -> Vec<(usize, Piece)> {
+    /// The pieces of tensors with memory on the host.
+    fn pieces(&self, which: impl Fn(usize) -> bool) -> Pieces {
         let of = |tensor: usize| {
             let (kind, member) = self.kind_of[tensor];
             self.kinds[kind].layout.pieces_of(member).iter().map(move |&piece| (kind, Piece { tensor, ..piece }))
@@ -379,7 +399,7 @@ impl GpuEngine {
     }
 
     /// Encodes a run: uploads what is on the host, then the schedule in front and other dispatches. The pieces of host parameters are
-    /// to be read back.
+    /// to be read back; an encoder that it returns is to be submitted with the one that it leaves, before it.
     fn run(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -387,8 +407,8 @@ impl GpuEngine {
         params: &[ParamMut<'_>],
         grads: &[Grad<'_>],
         run: Run<'_>,
-    ) -> Result<Vec<(usize, Piece)>> {
-        let Run { row_grads, others, zeros, guard, reading, recorded } = run;
+    ) -> Result<(Pieces, Option<wgpu::CommandEncoder>)> {
+        let Run { row_grads, others, zeros, guard, reading, recorded, is_callers } = run;
         let host_params = self.pieces(|tensor| matches!(pairs[tensor].param, Side::Own(Own::Params)));
         let is_host = |tensor: usize| matches!(pairs[tensor].grad, Side::Own(Own::Grads(_)));
         let is_dense = |tensor: usize| !matches!(grads.get(tensor), Some(Grad::Rows(..)));
@@ -418,13 +438,14 @@ impl GpuEngine {
         self.context.upload(encoder, &uploads)?;
         self.write_records(encoder, guard, reading, recorded)?;
         self.encode_all(encoder, &others)?;
-        Ok(host_params)
+        let before = self.scatter(encoder, is_callers)?;
+        Ok((host_params, before))
     }
 
     /// Submits, and reads back host parameters and, with a guard, the verdict.
     fn finish(
         &self,
-        encoder: wgpu::CommandEncoder,
+        encoders: Vec<wgpu::CommandEncoder>,
         pieces: &[(usize, Piece)],
         guarded: bool,
         params: &mut [ParamMut<'_>],
@@ -433,7 +454,7 @@ impl GpuEngine {
         let regions = pieces.iter().map(|(kind, piece)| self.kinds[*kind].region(Own::Params, piece));
         let regions: Vec<_> = regions.chain(verdict).collect();
         let mut verdict = vec![0; verdict.map_or(0, |verdict| verdict.size)];
-        self.context.download(encoder, &regions, |item, first, bytes| {
+        self.context.download(encoders, &regions, |item, first, bytes| {
             let Some(&(_, piece)) = pieces.get(item) else { return copy_bytes(bytes, &mut verdict[first..]) };
             let param = &mut params[piece.tensor];
             let size = param.dtype().size();
@@ -509,7 +530,7 @@ impl GpuEngine {
         let reads = pairs.iter().any(|pair| matches!(pair.param, Side::Own(Own::Params)));
         let waits = reads || self.kinds.iter().any(|kind| kind.offload.is_some());
         let mut reading = if guard.is_some() && !waits { self.guard.ask(&self.context)? } else { None };
-        let mut own = None;
+        let (mut own, is_callers) = (None, matches!(commands, Commands::Record(_)));
         let encoder = match commands {
             Commands::Run => own.insert(self.context.encoder()?),
             Commands::Record(encoder) => encoder,
@@ -517,8 +538,9 @@ impl GpuEngine {
         if let Some(timer) = &self.context.timer {
             self.context.scoped(|| timer.begin(encoder))?;
         }
-        let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reading.as_ref(), recorded };
-        let pieces = self.run(encoder, &pairs, params, grads, run)?;
+        let reads = reading.as_ref();
+        let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reads, recorded, is_callers };
+        let (pieces, before) = self.run(encoder, &pairs, params, grads, run)?;
         if let Some(timer) = &self.context.timer {
             self.context.scoped(|| timer.end(encoder))?;
         }
@@ -527,10 +549,11 @@ impl GpuEngine {
         }
         let Some(reading) = reading else {
             let Some(encoder) = own else { return Ok(Progress::Applied) };
-            let verdict = self.finish(encoder, &pieces, guard.is_some(), params)?;
+            let verdict =
+                self.finish(before.into_iter().chain([encoder]).collect(), &pieces, guard.is_some(), params)?;
             return guard.map_or(Ok(Progress::Applied), |_| guard::verdict(&verdict).map(Progress::Decided));
         };
-        let submitted = own.map(|encoder| self.context.submit(encoder)).transpose();
+        let submitted = own.map(|encoder| self.context.submit(before.into_iter().chain([encoder]))).transpose();
         let submission = submitted.map_err(|error| self.context.lost_if_refused(error))?;
         self.guard.expect(reading, submission);
         Ok(Progress::Pending)
@@ -618,13 +641,13 @@ impl GpuEngine {
         self.stage(&pairs, &[])?;
         self.prepare(&[blank([0.0; 4])], None)?;
         self.schedule(Job::Work(work), &pairs, &vec![0; params.len()])?;
-        let run = Run::default();
+        let run = Run { is_callers: matches!(commands, Commands::Record(_)), ..Run::default() };
         match commands {
             Commands::Record(encoder) => self.run(encoder, &pairs, params, &[], run).map(drop),
             Commands::Run => {
                 let mut encoder = self.context.encoder()?;
-                let pieces = self.run(&mut encoder, &pairs, params, &[], run)?;
-                self.finish(encoder, &pieces, false, params).map(drop)
+                let (pieces, before) = self.run(&mut encoder, &pairs, params, &[], run)?;
+                self.finish(before.into_iter().chain([encoder]).collect(), &pieces, false, params).map(drop)
             }
         }
     }
@@ -664,6 +687,8 @@ struct Run<'a> {
     guard: Option<&'a Guard>,
     reading: Option<&'a Reading>,
     recorded: Option<Recorded>,
+    /// Whether the encoder is the caller's.
+    is_callers: bool,
 }
 
 /// Where the commands of a call go.
@@ -797,8 +822,9 @@ impl Engine for GpuEngine {
         let record_of: Vec<u32> = fresh.iter().map(|&fresh| u32::from(fresh)).collect();
         self.schedule(Job::Accumulate, &pairs, &record_of)?;
         let mut encoder = self.context.encoder()?;
-        let pieces = self.run(&mut encoder, &pairs, &[], grads, Run { zeros: &zeros, ..Run::default() })?;
-        self.finish(encoder, &pieces, false, &mut []).map(drop)
+        let run = Run { zeros: &zeros, ..Run::default() };
+        let (pieces, before) = self.run(&mut encoder, &pairs, &[], grads, run)?;
+        self.finish(before.into_iter().chain([encoder]).collect(), &pieces, false, &mut []).map(drop)
     }
 
     fn swap_ema(&mut self, into: bool, params: &mut [ParamMut<'_>]) -> Result<()> {
@@ -876,7 +902,7 @@ impl Engine for GpuEngine {
                 self.context.upload(&mut encoder, &[(region, &around)])?;
             }
         }
-        self.context.submit(encoder)?;
+        self.context.submit([encoder])?;
         Ok(())
     }
 }

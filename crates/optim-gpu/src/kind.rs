@@ -188,7 +188,7 @@ impl Kind {
                 offset += size as u64;
             }
         }
-        context.submit(encoder).map(drop)
+        context.submit([encoder]).map(drop)
     }
 
     /// What a kernel binds of a page: its state, and where the arrays begin.

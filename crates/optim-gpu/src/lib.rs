@@ -23,7 +23,8 @@
 //! one dispatch, and copied back. They need the usage `COPY_SRC`, of parameters `COPY_DST` too. Beyond that size copies cost what a
 //! dispatch does, so a larger tensor in a buffer of its own has a dispatch of its own. So has one without these usages, or with an odd
 //! number of 16-bit elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept
-//! apart.
+//! apart. Three copies for each tensor are not free: on a software GPU, 2,000 tensors of 256 elements in buffers of their own take
+//! several times as long as in an arena, or in ranges of one buffer of the caller's.
 //!
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
@@ -274,7 +275,7 @@ impl GpuBackend {
         let mut encoder = self.context.encoder()?;
         let region = Region { buffer: &buffer.buffer, offset: buffer.offset, size: buffer.size() };
         self.context.fill(&mut encoder, region, value.to_bits())?;
-        self.context.submit(encoder)?;
+        self.context.submit([encoder])?;
         Ok(buffer)
     }
 

@@ -40,7 +40,7 @@ impl Offload {
     ) -> Result<()> {
         let words: &mut [u8] = bytemuck::cast_slice_mut(&mut self.0[page]);
         let region = Region { buffer, offset: 0, size: words.len() };
-        context.download(encoder, &[region], |_, first, bytes| copy_bytes(bytes, &mut words[first..]))
+        context.download(vec![encoder], &[region], |_, first, bytes| copy_bytes(bytes, &mut words[first..]))
     }
 
     /// The bytes of a run.

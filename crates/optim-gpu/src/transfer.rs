@@ -71,7 +71,7 @@ impl Context {
     pub(crate) fn upload(&self, encoder: &mut wgpu::CommandEncoder, uploads: &[(Region<'_>, &[u8])]) -> Result<()> {
         for (index, batch) in batches(uploads.iter().map(|(region, _)| *region), self.chunk()).into_iter().enumerate() {
             if index > 0 {
-                self.submit(std::mem::replace(encoder, self.encoder()?))?;
+                self.submit([std::mem::replace(encoder, self.encoder()?)])?;
             }
             let staging = self.staging(batch.size, |staging| {
                 for &(item, start, size, at) in &batch.parts {
@@ -128,19 +128,18 @@ impl Context {
     /// `first` on, in one or more parts. Waits for the device.
     pub(crate) fn download(
         &self,
-        encoder: wgpu::CommandEncoder,
+        mut encoders: Vec<wgpu::CommandEncoder>,
         regions: &[Region<'_>],
         mut read: impl FnMut(usize, usize, &[u8]),
     ) -> Result<()> {
-        let mut encoded = Some(encoder);
         for batch in batches(regions.iter().copied(), self.chunk()) {
-            let mut encoder = encoded.take().map_or_else(|| self.encoder(), Ok)?;
+            let mut encoder = encoders.pop().map_or_else(|| self.encoder(), Ok)?;
             let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
             let staging = self.create_buffer("staging, down", batch.size as u64, usage, false)?;
             for Copy { buffer, offset, staged, size } in &batch.copies {
                 encoder.copy_buffer_to_buffer(buffer, *offset, &staging, *staged, *size);
             }
-            let submission = self.submit(encoder)?;
+            let submission = self.submit(encoders.drain(..).chain([encoder]))?;
             let (sender, receiver) = mpsc::channel();
             self.scoped(|| staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result))))
                 .map_err(|error| self.lost_if_refused(error))?;
@@ -158,7 +157,7 @@ impl Context {
             drop(view);
             staging.unmap();
         }
-        encoded.map_or(Ok(()), |encoder| self.submit(encoder).map(drop))
+        if encoders.is_empty() { Ok(()) } else { self.submit(encoders).map(drop) }
     }
 
     /// The bytes of regions, one after the other, as far as there is room. Waits for the device: everything that was submitted
@@ -171,7 +170,7 @@ impl Context {
                 Some(*end - region.size)
             })
             .collect();
-        self.download(self.encoder()?, regions, |item, first, part| {
+        self.download(vec![self.encoder()?], regions, |item, first, part| {
             copy_bytes(part, &mut bytes[starts[item] + first..])
         })
     }
