@@ -6,8 +6,9 @@ use multiversion::multiversion;
 use optim_core::compressed;
 use optim_core::rules::ada_factor::Step;
 
-use crate::arch::{SPAN, fetch};
-use crate::reduce::LANES;
+use crate::arch::{SPAN, fetch, fetch_span};
+use crate::reduce::{LANES, ROW};
+use crate::walk::BLOCK;
 
 /// How a second moment is kept: rounded whenever it changes, so that it is used as it is read later.
 pub(crate) trait Moment: Pod {
@@ -146,7 +147,8 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
 pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
     let s = *s;
     for (g, squares) in g.chunks(SPAN).zip(squares.chunks_mut(SPAN)) {
-        fetch(g, 0);
+        // Of the next block: what comes between takes long.
+        fetch_span(g, BLOCK);
         for (&g, q) in g.iter().zip(squares) {
             *q = square(&s, g);
         }
@@ -283,7 +285,8 @@ pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f
     let n = p.len();
     for span in (0..n).step_by(SPAN) {
         let len = SPAN.min(n - span);
-        fetch(p, span);
+        // Of the next row: what comes between takes long.
+        fetch_span(p, span + ROW);
         let (p, u) = (&p[span..][..len], &u[span..][..len]);
         let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
         for i in 0..len {
