@@ -113,11 +113,6 @@ impl Form {
         }
     }
 
-    /// Whether the parameter's numbers lie in memory as `f32`.
-    pub(crate) fn in_place(&self) -> bool {
-        matches!(self.master, None | Some(Master::F32))
-    }
-
     /// The elements of a row of a row-sparse gradient.
     pub(crate) fn row(&self) -> usize {
         self.tensor.parameter.shape().iter().skip(1).product()
