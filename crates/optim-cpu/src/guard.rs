@@ -7,25 +7,22 @@ use optim_core::guard::{INFINITE, Measured};
 use crate::arch::{SPAN, fetch_span};
 use crate::reduce::{self, ROW, Sums};
 use crate::shape::Shape;
-use crate::walk::{Blocks, Gradient, Space, each_block};
-
-/// Rows that are read side by side: memory gives more of several streams than of one.
-const ROWS: usize = 4;
+use crate::walk::{Blocks, Gradient, Space};
 
 /// Measures the slices of a stretch of a dense gradient that is multiplied with `factor`. The second sum is not 0 if an
 /// element is not finite.
 pub(crate) fn measure(gradient: &Gradient<'_>, factor: f32, len: usize, sums: &mut [Sums], space: &mut Space) {
     let (mut largest, shape) = (0, Shape::NONE);
     let Blocks { g: block, columns, .. } = space.blocks();
-    reduce::summed_by::<ROWS>(len, 1, sums, columns, |range, [columns, ..]| match gradient.as_it_is(&shape, &range) {
-        Some(g) => {
-            let (groups, rest) = g.as_chunks::<{ ROWS * ROW }>();
-            groups.iter().for_each(|rows| add_rows(factor, rows, columns, &mut largest));
-            rest.chunks(ROW).for_each(|row| add(factor, row, columns, &mut largest));
+    reduce::summed(len, 1, sums, columns, |row, [columns, ..]| {
+        let g = match gradient.as_it_is(&shape, &row) {
+            Some(g) => g,
+            None => gradient.shaped(&shape, 0, &row, &[], block),
+        };
+        match g.try_into() {
+            Ok(row) => add_row(factor, row, columns, &mut largest),
+            Err(_) => add(factor, g, columns, &mut largest),
         }
-        None => each_block(range, |row| {
-            add(factor, gradient.shaped(&shape, 0, &row, &[], block), columns, &mut largest);
-        }),
     });
     if let (Some(sums), true) = (sums.first_mut(), largest >= INFINITE) {
         sums[1] = 1.0;
@@ -38,27 +35,23 @@ pub(crate) fn total(slices: &[Sums]) -> Measured {
     Measured { squares, bad: u32::from(bad > 0.0) }
 }
 
-/// Adds the squares of rows one after the other, and finds the largest magnitude of an element, as bits.
+/// Adds the squares of a row, and finds the largest magnitude of an element, as bits. Fetches the row that comes next.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn add_rows(factor: f32, g: &[f32; ROWS * ROW], columns: &mut [f32; ROW], largest: &mut u32) {
+fn add_row(factor: f32, g: &[f32; ROW], columns: &mut [f32; ROW], largest: &mut u32) {
     let mut most = *largest;
     for span in (0..ROW).step_by(SPAN) {
-        // Of the rows that come next.
-        (0..ROWS).for_each(|row| fetch_span(g, (ROWS + row) * ROW + span));
+        fetch_span(g, ROW + span);
         for i in span..span + SPAN {
-            for row in 0..ROWS {
-                let g = g[row * ROW + i];
-                let bits = magnitude(g);
-                most = if bits > most { bits } else { most };
-                let x = factor * g;
-                columns[i] += x * x;
-            }
+            let bits = magnitude(g[i]);
+            most = if bits > most { bits } else { most };
+            let x = factor * g[i];
+            columns[i] += x * x;
         }
     }
     *largest = most;
 }
 
-/// Adds the squares of a row, and finds the largest magnitude of an element, as bits.
+/// As [`add_row`], of a part of a row.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn add(factor: f32, g: &[f32], columns: &mut [f32; ROW], largest: &mut u32) {
     let mut most = *largest;

@@ -42,42 +42,19 @@ pub(crate) fn summed(
     terms: usize,
     sums: &mut [Sums],
     columns: &mut Columns,
-    add: impl FnMut(Range<usize>, &mut Columns),
-) {
-    summed_by::<1>(len, terms, sums, columns, add);
-}
-
-/// As [`summed`], but `add` adds up to `ROWS` rows at a time, which are one after the other.
-pub(crate) fn summed_by<const ROWS: usize>(
-    len: usize,
-    terms: usize,
-    sums: &mut [Sums],
-    columns: &mut Columns,
     mut add: impl FnMut(Range<usize>, &mut Columns),
 ) {
     for (slice, sums) in sums.iter_mut().enumerate() {
-        sum_slice::<ROWS>(slice, len, terms, sums, columns, &mut add);
+        let end = len.min((slice + 1) * SLICE);
+        let used = ROW.min(end - slice * SLICE);
+        // A lane adds up four columns.
+        columns.iter_mut().take(terms).for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
+        for start in (slice * SLICE..end).step_by(ROW) {
+            add(start..end.min(start + ROW), columns);
+        }
+        *sums = [0.0; MAX_TERMS];
+        sums.iter_mut().zip(&*columns).take(terms).for_each(|(sum, column)| *sum = fold(column, used));
     }
-}
-
-/// As [`summed_by`], of one slice.
-pub(crate) fn sum_slice<const ROWS: usize>(
-    slice: usize,
-    len: usize,
-    terms: usize,
-    sums: &mut Sums,
-    columns: &mut Columns,
-    mut add: impl FnMut(Range<usize>, &mut Columns),
-) {
-    let end = len.min((slice + 1) * SLICE);
-    let used = ROW.min(end - slice * SLICE);
-    // A lane adds up four columns.
-    columns.iter_mut().take(terms).for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
-    for start in (slice * SLICE..end).step_by(ROWS * ROW) {
-        add(start..end.min(start + ROWS * ROW), columns);
-    }
-    *sums = [0.0; MAX_TERMS];
-    sums.iter_mut().zip(&*columns).take(terms).for_each(|(sum, column)| *sum = fold(column, used));
 }
 
 /// The sum of a slice's columns, of which those from `used` on are 0.
