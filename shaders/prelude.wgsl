@@ -103,11 +103,11 @@ fn limited(s: Shaping, g: f32) -> f32 {
         shaped = s.factor * shaped;
     }
     if (s.limit != 0.0) {
-        if (shaped > s.limit) {
-            shaped = s.limit;
-        }
-        if (shaped < -s.limit) {
-            shaped = -s.limit;
+        // By the bits: comparisons may be made a minimum and a maximum, which lose NaN.
+        let bits = bitcast<u32>(shaped);
+        let magnitude = bits & 0x7fffffffu;
+        if (magnitude > bitcast<u32>(s.limit) && magnitude <= 0x7f800000u) {
+            shaped = bitcast<f32>((bits & 0x80000000u) | bitcast<u32>(s.limit));
         }
     }
     return shaped;
