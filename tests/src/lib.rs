@@ -73,6 +73,23 @@ impl Target {
             Self::Gpu => "gpu",
         }
     }
+
+    /// Whether its bits are the naive engine's.
+    #[must_use]
+    pub fn is_exact(self) -> bool {
+        match self {
+            #[cfg(feature = "cpu")]
+            Self::Cpu => true,
+            #[cfg(feature = "gpu")]
+            Self::Gpu => gpu_is_llvmpipe(),
+        }
+    }
+
+    /// How far it may be from a reference in `f32` from which exact bits may be this far.
+    #[must_use]
+    pub fn allows(self, exact: f64) -> f64 {
+        if self.is_exact() { exact } else { tolerance::CONTRACTED * exact }
+    }
 }
 
 impl IntoBackend for Target {

@@ -934,14 +934,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
             ("f32_to_bf16_stochastic", "0x7f7fu", "0x7f80u"),
             ("split", "bits + 0x8000u", "bits + 0x7fffu"),
             ("join", "& 0x8000u) << 1u", "& 0x8000u) << 0u"),
-            ("scale_from", "0x7fc00000u", "0x7f800000u"),
             ("hash", "0x21f0aaadu", "0x21f0aaafu"),
             ("random_at", "mixed + stream", "mixed - stream"),
             ("scale_from", "largest < 0x08000000u", "largest < 0x07000000u"),
             ("scale_from", "bits = 0x08000000u", "bits = 0x08800000u"),
             ("steps(", "coding.most / scale", "coding.most * scale"),
-            ("steps(", "(scale) == 0u", "(scale) == 1u"),
-            ("steps(", "(scale) >= INFINITE", "(scale) > 0x7fffffffu"),
             ("encode(", "0x80u, 494.0", "0x80u, 493.0"),
             ("encode(", "0u, 126974.0", "0u, 126975.0"),
             ("encode(", "7.875628e-6, 0x801u)", "7.875628e-6, 0x800u)"),
@@ -962,7 +959,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
             ("stream", "^ step) ^ plane", "^ step) + plane"),
             ("(random(", "random_at(stream(key, step, plane)", "random_at(stream(key, plane, step)"),
         ];
-        for (function, from, to) in changes {
+        // What only numbers show that hardware need not keep.
+        let beyond = [
+            ("scale_from", "0x7fc00000u", "0x7f800000u"),
+            ("steps(", "(scale) == 0u", "(scale) == 1u"),
+            ("steps(", "(scale) >= INFINITE", "(scale) > 0x7fffffffu"),
+        ];
+        for (function, from, to) in changes.into_iter().chain(beyond.into_iter().filter(|_| gpu_is_llvmpipe())) {
             let other = FORMATS.replace(from, to);
             assert_ne!(other, FORMATS, "{from} was found");
             let case = CASES.iter().find(|case| case.wgsl.contains(function)).expect("every function has a case");
