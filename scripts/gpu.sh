@@ -2,37 +2,65 @@
 # Tests and measures the library on this machine's GPU, and writes one table: benches/results/ADAPTER-DATE.txt. It also runs on a
 # software adapter, and says so in the heading.
 #
-#     scripts/gpu.sh [PYTHON]         a Python that has PyTorch with CUDA; python3 if it is not named. Without one, that part is left out
+#     scripts/gpu.sh [PYTHON]               a Python that has PyTorch with CUDA; python3 if it is not named. Without one, that part is left out
+#     scripts/gpu.sh pack FOLDER            only builds, into a folder for a machine that has a GPU and no Rust. The checkout goes there
+#                                           too, to the same path: the tests read their data from it
+#     scripts/gpu.sh unpacked FOLDER [PYTHON]    the first, with what was built into the folder
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${1:-python3}
+
+# The newest program that `cargo ARGUMENTS…` makes of a test or bench target.
+built() { cargo "$@" --no-run --message-format json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1; }
+
+pack() {
+    mkdir -p "$1"
+    cargo build --quiet --release -p optim-gpu --example adapter
+    install --strip target/release/examples/adapter "$1/adapter"
+    install --strip "$(built test --release -p optim-tests --test suite)" "$1/suite"
+    install --strip "$(built bench -p optim-benches --bench main)" "$1/bench"
+    echo "commit $(git describe --always --dirty), $(rustc --version)" >"$1/version"
+}
+
+case ${1-} in
+    pack)
+        pack "$2"
+        exit
+        ;;
+    unpacked)
+        programs=$2 python=${3:-python3}
+        ;;
+    *)
+        programs=$(mktemp -d) python=${1:-python3}
+        trap 'rm -rf "$programs"' EXIT
+        pack "$programs"
+        ;;
+esac
 
 # Without an adapter it ends here, with the install line.
-adapter=$(cargo run --quiet --example adapter)
+adapter=$("$programs/adapter")
 name=$(tr '[:upper:]' '[:lower:]' <<<"${adapter%%,*}" | tr -cs '[:alnum:]' - | sed 's/^-*//; s/-*$//')
 table=benches/results/$name-$(date +%F).txt
 log=$(mktemp) part=$(mktemp)
-trap 'rm -f "$log" "$part"' EXIT
 
 measure() {
     echo "# $adapter"
     case $adapter in
         *software*) echo '# A software adapter: this shows that everything works. Its times say nothing of GPUs.' ;;
     esac
-    echo "# $(date +%F), commit $(git describe --always --dirty), $(rustc --version)"
+    echo "# $(date +%F), $(<"$programs/version")"
 
     printf '\n## Tests of the GPU backend, and of its numbers against the CPU backend\n\n'
-    cargo test --quiet -p optim-tests --test suite -- gpu parity >"$log" 2>&1 || {
+    (cd tests && "$programs/suite" --quiet gpu parity) >"$log" 2>&1 || {
         cat "$log" >&2
         return 1
     }
     grep '^test result' "$log"
 
     printf '\n## Steps: cargo bench -p optim-benches -- gpu\n\n'
-    cargo bench --quiet -p optim-benches -- gpu 2>&1 | grep -v XDG_RUNTIME_DIR
+    "$programs/bench" gpu 2>&1 | grep -v XDG_RUNTIME_DIR
 
     printf '\n## PyTorch on the same device: benches/peers/torch_adamw.py --cuda\n\n'
-    if [ -e benches/peers/torch_adamw.py ] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
         "$python" benches/peers/torch_adamw.py --cuda
     else
         echo 'left out: no PyTorch with CUDA here'
@@ -41,4 +69,5 @@ measure() {
 measure | tee "$part"
 mkdir -p benches/results
 cp "$part" "$table"
+rm -f "$part" "$log"
 echo "written: $table" >&2
