@@ -92,7 +92,8 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
     }
     let mut rows: Vec<Row> = Vec::new();
     for (form, case) in Form::ALL.iter().flat_map(|form| cases.iter().map(move |case| (*form, case))) {
-        if form != Form::Arenas && ![TINY.0, TINY.1].contains(&case.name) {
+        let whole = matches!(form, Form::Arenas | Form::Buffers);
+        if !whole && ![TINY.0, TINY.1].contains(&case.name) {
             continue;
         }
         for rule in Rule::all() {

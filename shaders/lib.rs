@@ -425,6 +425,34 @@ pub fn compose_rows(values: Format) -> String {
     text
 }
 
+/// The kernel that moves words between so many small buffers and the ranges of one that they share: into it, or back. It knows no rule.
+///
+/// The bindings of group 0, in order: `pieces`, `together`, then the buffers. `buffers` must be at least 1.
+#[must_use]
+pub fn compose_gather(buffers: usize, back: bool) -> String {
+    let mut text = format!("{PRELUDE}\n{}\n", include_str!("gather.wgsl"));
+    let [together, others] = if back { ["read", "read_write"] } else { ["read_write", "read"] };
+    line(&mut text, &format!("@group(0) @binding(1) var<storage, {together}> together: array<u32>;"));
+    for nth in 0..buffers {
+        line(&mut text, &format!("@group(0) @binding({}) var<storage, {others}> b{nth}: array<u32>;", nth + 2));
+    }
+    line(&mut text, "\nfn move_piece(piece: Piece, lane: u32) {\n    switch (piece.buffer) {");
+    for nth in 0..buffers {
+        let [to, from] = ["together[piece.together + i]".to_owned(), format!("b{nth}[piece.first + i]")];
+        let [to, from] = if back { [from, to] } else { [to, from] };
+        let _ = writeln!(
+            text,
+            "        case {nth}u: {{
+            for (var i = lane; i < piece.count; i += WORKGROUP) {{
+                {to} = {from};
+            }}
+        }}"
+        );
+    }
+    line(&mut text, "        default: {}\n    }\n}");
+    text
+}
+
 /// The kernels of a rule whose second moments are kept by row and by column: one module with the entry points
 /// [`FACTORED_WALKS`].
 ///

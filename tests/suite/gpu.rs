@@ -16,7 +16,7 @@ use optimizers::core::backend::{Part, Plan, Progress, RowList, Shaping, Tensor, 
 use optimizers::core::format::{Master, StateDType};
 use optimizers::core::guard::{Clip, Control, Guard, Scaler, Skip};
 use optimizers::core::{self, Backend as _, DeviceMemory};
-use optimizers::gpu::{Counters, GpuOptions};
+use optimizers::gpu::{Counters, Gather, GpuOptions};
 use optimizers::rule::Passes;
 use optimizers::{
     Adam, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Momentum, Optimizer, Outcome,
@@ -146,8 +146,9 @@ fn device_step(optimizer: &mut Optimizer, params: &[GpuBuffer], grads: &[Option<
 /// Bit for bit on llvmpipe, within a rounding or two elsewhere. The first element that is not.
 fn unequal(got: &[f32], expected: &[f32]) -> Option<String> {
     let exact = gpu_is_llvmpipe();
-    let near =
-        |a: f32, b: f32| if exact { a.to_bits() == b.to_bits() } else { (a - b).abs() <= 4e-6 * (1.0 + b.abs()) };
+    let near = |a: f32, b: f32| {
+        if exact { a.to_bits() == b.to_bits() } else { a == b || (a - b).abs() <= 4e-6 * (1.0 + b.abs()) }
+    };
     let index = got.iter().zip(expected).position(|(&a, &b)| !near(a, b));
     let difference = index.map(|index| format!("element {index}: {} instead of {}", got[index], expected[index]));
     difference.or((got.len() != expected.len()).then(|| format!("{} of {} elements", got.len(), expected.len())))
@@ -170,7 +171,7 @@ fn gpu_counters() -> Counters {
 
 thread_local! {
     /// The shared device behind a backend of its own for each thread, so that other tests are not counted.
-    static COUNTED: GpuBackend = adopted(&GpuOptions::default());
+    static COUNTED: GpuBackend = adopted(&GpuOptions { gather: Gather::Copies, ..GpuOptions::default() });
 }
 
 /// The shared device, as if it were the caller's.
@@ -267,14 +268,14 @@ mod numbers {
     fn are_the_same_gathered_or_not() {
         let lens = [3, 64, 257, 1000];
         for rule in Rule::all() {
-            let results = [false, true].map(|gathered| {
+            let results = [None, Some(Gather::Copies), Some(Gather::Dispatches)].map(|gather| {
+                let gpu = adopted(&GpuOptions { gather: gather.unwrap_or_default(), ..GpuOptions::default() });
                 let mut random = Random::new(31);
                 let mut memory = || -> Vec<GpuBuffer> {
-                    let buffers = if gathered {
-                        let buffer = |len| gpu().wrap(raw(gpu().device(), len, ALL), 0, len).unwrap();
-                        lens.map(buffer).to_vec()
+                    let buffers = if gather.is_some() {
+                        lens.map(|len| gpu.wrap(raw(gpu.device(), len, ALL), 0, len).unwrap()).to_vec()
                     } else {
-                        gpu().arena(&lens).unwrap()
+                        gpu.arena(&lens).unwrap()
                     };
                     buffers.iter().zip(lens).for_each(|(buffer, len)| buffer.write(&random.tensor(len)).unwrap());
                     buffers
@@ -282,7 +283,7 @@ mod numbers {
                 let (params, grads) = (memory(), [memory(), memory()]);
                 let named = lens.iter().enumerate().map(|(nth, &len)| Parameter::new(format!("w{nth}"), [1, len]));
                 let builder = Builder::new(rule.clone()).params(named).ema(0.9).clip_norm(0.5);
-                let mut optimizer = builder.build(gpu().clone()).unwrap();
+                let mut optimizer = builder.build(gpu.clone()).unwrap();
                 let own = || params.iter().map(ParamMut::from).collect::<Vec<_>>();
                 let values = || params.iter().map(|param| param.read().unwrap()).collect::<Vec<_>>();
                 let mut seen = vec![values()];
@@ -301,6 +302,7 @@ mod numbers {
                 seen
             });
             assert!(results[0] == results[1], "{rule:?}: other numbers");
+            assert!(results[0] == results[2], "{rule:?}: other numbers by dispatches");
             let [start, steps, accumulated, average, back] = &results[1][..] else { panic!("five looks") };
             assert!(start != steps && steps != accumulated && accumulated != average, "{rule:?}: nothing happened");
             assert_eq!(accumulated, back, "{rule:?}");
@@ -688,6 +690,45 @@ mod work {
                 }
             }
         });
+    }
+
+    /// By dispatches, buffers of every element type are gathered as many at a time as a stage can bind.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_many_separate_buffers_gathers_many_at_a_time() {
+        let backend = adopted(&GpuOptions { gather: Gather::Dispatches, ..GpuOptions::default() });
+        let most = u64::from(backend.device().limits().max_storage_buffers_per_shader_stage - 2).min(126);
+        let read = |buffer: &GpuBuffer| buffer.to_host().unwrap();
+        for dtype in [DType::F32, DType::Bf16] {
+            let lens: Vec<usize> = (0..300).map(|nth| 2 + 38 * (nth % 120)).collect();
+            let buffer = |&len: &usize| backend.wrap_of(dtype, raw(backend.device(), len, ALL), 0, len).unwrap();
+            let foreign = || lens.iter().map(buffer).collect::<Vec<_>>();
+            let arena = || backend.arena_of(dtype, &lens).unwrap();
+            let results = [(foreign(), foreign()), (arena(), arena())].map(|(params, grads)| {
+                let mut random = Random::new(33);
+                for (buffer, &len) in params.iter().chain(&grads).zip(lens.iter().chain(&lens)) {
+                    let values = random.tensor(len);
+                    match dtype {
+                        DType::F32 => buffer.write(&values),
+                        _ => buffer.write_of(&values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()),
+                    }
+                    .unwrap();
+                }
+                let named = lens.iter().enumerate();
+                let named = named.map(|(nth, &len)| Parameter::new(format!("w{nth}"), [len]).with_dtype(dtype));
+                let mut optimizer = Adam::new(LR).params(named).master(Master::None).build(backend.clone()).unwrap();
+                let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                let before = backend.counters();
+                device_step(&mut optimizer, &params, &grads).unwrap();
+                let now = backend.counters();
+                let counts = [now.dispatches - before.dispatches, now.submits - before.submits];
+                (params.iter().map(read).collect::<Vec<_>>(), counts)
+            });
+            let [gathered, packed] = results;
+            assert!(gathered.0 == packed.0, "{dtype:?}: other numbers");
+            let groups = 300_u64.div_ceil(most);
+            assert_eq!([gathered.1, packed.1], [[1 + 3 * groups, 1], [1, 1]], "{dtype:?}: dispatches and submissions");
+        }
     }
 
     /// What is large, or cannot be copied, is updated where it is.

@@ -10,8 +10,8 @@ use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use optim_shaders::{
     ACCUMULATE, Access, BLOCK, FACTORED_WALKS, FORMATS, Format, GRID_WIDTH, LANES, LARS, MAX_SLOTS, Master, Moments,
     NO_GRAD, Norms, PRELUDE, REDUCE, RULES, SLICE, SlotFormat, Storage, TILE, WORKGROUP, Work, compose, compose_decide,
-    compose_factored, compose_finish, compose_guard_measure, compose_guard_totals, compose_measure, compose_rows,
-    compose_units, compose_work, rule,
+    compose_factored, compose_finish, compose_gather, compose_guard_measure, compose_guard_totals, compose_measure,
+    compose_rows, compose_units, compose_work, rule,
 };
 use optimizers::Rule;
 use optimizers::core::backend::{Shaping, Stages, Trust};
@@ -167,6 +167,10 @@ fn every_kernel_is_valid_and_can_be_written_for_every_driver() {
         for access in Access::ALL {
             written("what a guard measures", &compose_guard_measure(values, access), LANES);
         }
+    }
+    for back in [false, true] {
+        // As many as with the limits of WebGPU.
+        written("a gather", &compose_gather(6, back), WORKGROUP);
     }
     written("a guard's totals", &compose_guard_totals(), LANES);
     written("a guard's decision", &compose_decide(), LANES);

@@ -1,6 +1,7 @@
 //! One optimizer's state on the device, and its step.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,7 +20,7 @@ use crate::GpuBuffer;
 use crate::belt::{Belt, Recorded};
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::gather::Copy;
+use crate::gather::Moves;
 use crate::guard::{self, GuardMemory, Head, Reading};
 use crate::kind::{self, Kind, Own};
 use crate::layout::{Piece, bytes};
@@ -127,7 +128,6 @@ impl GpuEngine {
     /// Where parameters lie. Refuses what is not this backend's.
     fn param<'a>(&self, tensor: usize, param: &'a ParamMut<'_>) -> Result<Side<&'a GpuBuffer>> {
         match param {
-            _ if param.is_empty() => Ok(Side::Absent),
             ParamMut::Device(memory) => Ok(Side::Device(self.own("parameter", tensor, *memory)?)),
             _ => Ok(Side::Own(Own::Params)),
         }
@@ -315,24 +315,35 @@ impl GpuEngine {
         which: impl Fn(&Dispatch) -> bool,
     ) -> Result<()> {
         let Some(schedule) = self.schedules.first() else { return Ok(()) };
-        let all = || schedule.measures.iter().chain(&others.first).chain(&schedule.dispatches).chain(&others.last);
-        let dispatches = || all().filter(|dispatch| which(dispatch));
+        let all = schedule.measures.iter().chain(&others.first).chain(&schedule.dispatches).chain(&others.last);
+        let dispatches = all.filter(|dispatch| which(dispatch));
+        self.dispatch(encoder, dispatches)
+    }
+
+    /// Encodes dispatches.
+    fn dispatch<'a>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        dispatches: impl Iterator<Item = &'a Dispatch>,
+    ) -> Result<()> {
+        let mut count = 0;
         self.context.scoped(|| {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for dispatch in dispatches() {
+            for dispatch in dispatches {
                 pass.set_pipeline(&dispatch.pipeline);
                 pass.set_bind_group(0, &dispatch.bindings, &[]);
                 pass.dispatch_workgroups(dispatch.grid.0, dispatch.grid.1, 1);
+                count += 1;
             }
         })?;
-        self.context.counts.dispatches.fetch_add(dispatches().count() as u64, Relaxed);
+        self.context.counts.dispatches.fetch_add(count, Relaxed);
         Ok(())
     }
 
     /// Encodes the step's dispatches; those on offloaded state page by page, with the state that comes and goes.
     fn encode_all(&mut self, encoder: &mut wgpu::CommandEncoder, others: &Others) -> Result<()> {
         let offloaded = |dispatch: &Dispatch| dispatch.page.filter(|&(kind, _)| self.kinds[kind].offload.is_some());
-        self.copy(encoder, 0)?;
+        self.gather(encoder, 0)?;
         self.encode(encoder, others, |dispatch| offloaded(dispatch).is_none())?;
         for nth in 0..self.kinds.len() {
             for page in 0..self.kinds[nth].layout.pages.len() {
@@ -352,25 +363,25 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// What the schedule in front gathers (0) or scatters (1).
-    fn copies(&self, which: usize) -> &[Copy] {
-        self.schedules.first().map_or(&[], |schedule| &schedule.copies[which])
-    }
-
-    /// Encodes these copies.
-    fn copy(&self, encoder: &mut wgpu::CommandEncoder, which: usize) -> Result<()> {
-        self.context.scoped(|| self.copies(which).iter().for_each(|copy| copy.encode(encoder)))
+    /// Encodes what the schedule in front gathers (0) or scatters (1).
+    fn gather(&self, encoder: &mut wgpu::CommandEncoder, which: usize) -> Result<()> {
+        match self.schedules.first().map(|schedule| &schedule.moves[which]) {
+            Some(Moves::Copies(copies)) => self.context.scoped(|| copies.iter().for_each(|copy| copy.encode(encoder))),
+            Some(Moves::Dispatches(dispatches)) => self.dispatch(encoder, dispatches.iter()),
+            None => Ok(()),
+        }
     }
 
     /// Encodes what is scattered; into the caller's encoder or, for the same submission, into another than what comes before. wgpu
     /// puts a barrier before each copy to a buffer that the same encoder has read, and but one before an encoder.
     fn scatter(&self, encoder: &mut wgpu::CommandEncoder, is_callers: bool) -> Result<Option<wgpu::CommandEncoder>> {
-        let before = if is_callers || self.copies(1).is_empty() {
-            None
-        } else {
-            Some(std::mem::replace(encoder, self.context.encoder()?))
-        };
-        self.copy(encoder, 1)?;
+        let copies = self.schedules.first().is_some_and(|schedule| match &schedule.moves[1] {
+            Moves::Copies(copies) => !copies.is_empty(),
+            Moves::Dispatches(_) => false,
+        });
+        let before =
+            if is_callers || !copies { None } else { Some(std::mem::replace(encoder, self.context.encoder()?)) };
+        self.gather(encoder, 1)?;
         Ok(before)
     }
 
@@ -478,7 +489,10 @@ impl GpuEngine {
         let mut pairs = self.pairs(params, grads, update.record_of)?;
         let is_sparse = |grad: &Grad<'_>| matches!(grad, Grad::Rows(..));
         let all_rows = |tensor: usize| update.rules[self.tensors[tensor].rule].spec().sparse() == Sparse::AllRows;
-        let all: Vec<bool> = (0..self.tensors.len()).map(all_rows).collect();
+        let mut all = Vec::new();
+        if grads.iter().any(is_sparse) {
+            all.extend((0..self.tensors.len()).map(all_rows));
+        }
         for (tensor, (pair, grad)) in pairs.iter_mut().zip(grads).enumerate() {
             if !is_sparse(grad) || pair.is_absent() {
                 continue;
@@ -499,7 +513,8 @@ impl GpuEngine {
         self.find_rows(update, &pairs, grads)?;
         // Only what is dense has a schedule that is kept.
         let dense = |(pair, grad): (&Pair<_>, _)| if is_sparse(grad) { Pair::ABSENT } else { *pair };
-        let dense: Vec<Pair<&GpuBuffer>> = pairs.iter().zip(grads).map(dense).collect();
+        let dense: Cow<'_, [Pair<&GpuBuffer>]> =
+            if all.is_empty() { (&pairs).into() } else { pairs.iter().zip(grads).map(dense).collect() };
         self.stage(&pairs, grads)?;
         self.prepare(update.records, guard)?;
         let row_grads = self.rows(update.rows, &pairs, grads, |tensor| all[tensor], guard.is_some())?;
@@ -594,6 +609,10 @@ impl GpuEngine {
 
     /// Finds out what is shaped row by row in this step, and makes memory for it.
     fn find_rows(&mut self, update: &Update<'_>, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
+        self.by_rows.fill(false);
+        if !update.records.iter().any(Record::needs_rows) {
+            return Ok(());
+        }
         let records = update.guard.map_or(update.records.len(), |guard| guard.records).max(1);
         for (tensor, pair) in pairs.iter().enumerate() {
             let record = update.record_of[tensor] as usize;

@@ -2,28 +2,58 @@
 
 use std::collections::HashMap;
 
+use bytemuck::{Pod, Zeroable};
 use optim_core::{DType, Result};
 
-use crate::GpuBuffer;
-use crate::schedule::{GRADIENT, PARAMETER, Pair, Parts, Side};
+use crate::device::Context;
+use crate::layout::{grid, low, word};
+use crate::pipeline::Stage;
+use crate::schedule::{Dispatch, GRADIENT, PARAMETER, Pair, Parts, Side, Table};
+use crate::{Gather, GpuBuffer};
 
-/// The most bytes of a kind's tensors in one buffer that are copied rather than dispatched. Milliseconds of a step over 64 buffers on
+/// The most bytes of a kind's tensors in one buffer that are gathered rather than dispatched. Milliseconds of a step over 64 buffers on
 /// Mesa's software GPU, copied or dispatched: 0.9 or 1.3 for 4 KiB each, 2.8 or 3.1 for 16, 6.8 or 10.2 for 64, 93 or 42 for 256. On
-/// hardware a dispatch more also means a barrier more, because the state is shared; there it has not been measured.
+/// hardware a dispatch more also means a barrier more, because the state is shared.
 const SMALL: u64 = 1 << 16;
 
-/// A copy of a tensor.
+/// The most buffers that a kernel gathers from.
+const BUFFERS: u32 = 126;
+
+/// The most words that a workgroup moves.
+const PIECE: usize = 1024;
+
+/// What is moved before or after a step's dispatches.
 #[derive(Debug)]
-pub(crate) struct Copy {
-    from: GpuBuffer,
-    to: GpuBuffer,
+pub(crate) enum Moves {
+    Copies(Vec<Move>),
+    Dispatches(Vec<Dispatch>),
 }
 
-impl Copy {
+/// A small tensor, and its place in the buffer that many share.
+#[derive(Debug)]
+pub(crate) struct Move {
+    own: GpuBuffer,
+    together: GpuBuffer,
+    /// Whether it is moved back.
+    back: bool,
+}
+
+impl Move {
     pub(crate) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
-        let Self { from, to } = self;
-        encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, from.size() as u64);
+        let Self { own, together, back } = self;
+        let (from, to) = if *back { (together, own) } else { (own, together) };
+        encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, own.size() as u64);
     }
+}
+
+/// Words that a workgroup moves: `Piece` of `gather.wgsl`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Piece {
+    buffer: u32,
+    first: u32,
+    together: u32,
+    count: u32,
 }
 
 /// What of a step's memory is gathered: for each tensor the place of its parameter and of its gradient, if they are.
@@ -59,7 +89,8 @@ impl Gathered {
             for (tensor, place) in place.iter().enumerate() {
                 let Some((kind, page, memory)) = *place else { continue };
                 let worth = small.get(&(kind, page)).is_some_and(|&buffers| buffers > 1);
-                if worth && sizes[&(kind, page, &memory.buffer)] <= SMALL && can_copy(memory, side == 0) {
+                if worth && sizes[&(kind, page, &memory.buffer)] <= SMALL && can_move(parts.context, memory, side == 0)
+                {
                     tensors.entry(memory.dtype).or_default().push(tensor);
                 }
             }
@@ -89,29 +120,82 @@ impl Gathered {
         pairs.iter().zip(&self.0).map(pair).collect()
     }
 
-    /// The copies before the dispatches, and those after them if they write parameters.
-    pub(crate) fn copies(&self, pairs: &[Pair<&GpuBuffer>], writes: bool) -> [Vec<Copy>; 2] {
+    /// What is moved before the dispatches, and after them if they write parameters.
+    pub(crate) fn moves(&self, parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>], writes: bool) -> Result<[Moves; 2]> {
         let (mut before, mut after) = (Vec::new(), Vec::new());
-        for (pair, [param, grad]) in pairs.iter().zip(&self.0) {
-            for (side, gathered) in [(&pair.param, param), (&pair.grad, grad)] {
-                if let (Some(from), Some(to)) = (side.device(), gathered) {
-                    before.push(Copy { from: from.clone(), to: to.clone() });
+        for (pair, places) in pairs.iter().zip(&self.0) {
+            for (side, together) in [&pair.param, &pair.grad].into_iter().zip(places) {
+                if let (Some(own), Some(together)) = (side.device(), together) {
+                    before.push(Move { own: own.clone(), together: together.clone(), back: false });
                 }
             }
-            if let (Some(to), Some(from), true) = (pair.param.device(), param, writes) {
-                after.push(Copy { from: from.clone(), to: to.clone() });
+            if let (Some(own), Some(together), true) = (pair.param.device(), &places[0], writes) {
+                after.push(Move { own: own.clone(), together: together.clone(), back: true });
             }
         }
-        [before, after]
+        let moves = |moves: Vec<Move>, back| {
+            Ok(match parts.context.buffers_of_a_gather() {
+                None => Moves::Copies(moves),
+                Some(buffers) => Moves::Dispatches(dispatches(parts, moves, buffers, back)?),
+            })
+        };
+        Ok([moves(before, false)?, moves(after, true)?])
     }
 }
 
-/// Whether a buffer can be copied from and, if it is written, to, without touching what is next to the elements.
-fn can_copy(memory: &GpuBuffer, is_written: bool) -> bool {
+/// A kernel for each so many of the moves with one buffer.
+fn dispatches(parts: &Parts<'_>, mut moves: Vec<Move>, buffers: u32, back: bool) -> Result<Vec<Dispatch>> {
+    moves.sort_by(|one, other| one.together.buffer.cmp(&other.together.buffer));
+    let sharing = moves.chunk_by(|one, other| one.together.buffer == other.together.buffer);
+    let groups: Vec<&[Move]> = sharing.flat_map(|moves| moves.chunks(buffers as usize)).collect();
+    let pieces = |moves: &&[Move]| -> Vec<Piece> {
+        let of = |(buffer, Move { own, together, .. }): (usize, &Move)| {
+            let (words, start) = (own.size() / 4, low(together.offset / 4));
+            let piece = move |first: usize| Piece {
+                buffer: word(buffer),
+                first: word(first),
+                together: start + word(first),
+                count: word(PIECE.min(words - first)),
+            };
+            (0..words).step_by(PIECE).map(piece)
+        };
+        moves.iter().enumerate().flat_map(of).collect()
+    };
+    let pieces: Vec<Vec<Piece>> = groups.iter().map(pieces).collect();
+    let tables = parts.tables("pieces", &pieces.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    let kernel = parts.context.kernel(parts.accumulate, Stage::Gather { buffers, back })?;
+    let dispatch = |((moves, pieces), table): ((&&[Move], &Vec<Piece>), _)| {
+        let together = &moves[0].together.buffer;
+        let mut bindings = vec![Table::binding(table), (together, 0, together.size())];
+        // A group that is not full binds its last buffer again.
+        let own = |nth: usize| &moves[nth.min(moves.len() - 1)].own;
+        bindings.extend((0..buffers as usize).map(own).map(|own| (&own.buffer, own.offset, own.size() as u64)));
+        let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
+        Ok(Dispatch { pipeline: kernel.pipeline.clone(), bindings, grid: grid(pieces.len()), page: None })
+    };
+    groups.iter().zip(&pieces).zip(&tables).map(dispatch).collect()
+}
+
+impl Context {
+    /// The buffers from which a kernel gathers; `None` if they are copied.
+    fn buffers_of_a_gather(&self) -> Option<u32> {
+        let copies = match self.gather {
+            Gather::Auto => self.is_software(),
+            Gather::Copies => true,
+            Gather::Dispatches => false,
+        };
+        // Two more are the pieces, and what the buffers share.
+        (!copies).then_some((self.limits.max_storage_buffers_per_shader_stage - 2).min(BUFFERS))
+    }
+}
+
+/// Whether a tensor can be moved, and back if it is written, without touching what is next to its elements.
+fn can_move(context: &Context, memory: &GpuBuffer, is_written: bool) -> bool {
     let mut usage = wgpu::BufferUsages::COPY_SRC;
     if is_written {
         usage |= wgpu::BufferUsages::COPY_DST;
     }
     let fills_words = memory.padded || memory.size() == memory.len * memory.dtype.size();
-    memory.buffer.usage().contains(usage) && fills_words
+    let can_copy = context.buffers_of_a_gather().is_some() || memory.buffer.usage().contains(usage);
+    can_copy && fills_words
 }

@@ -19,12 +19,14 @@
 //! type, lie in another**, wherever in these, as far as one binding reaches; however many tensors and groups there are. So it does
 //! for what comes from the host. Memory from [`GpuBackend::arena`] has as few dispatches as there can be.
 //!
-//! Buffers with at most 64 KiB of a kind's tensors are gathered, if there are several: they are copied into one, updated there by
-//! one dispatch, and copied back. They need the usage `COPY_SRC`, of parameters `COPY_DST` too. Beyond that size copies cost what a
-//! dispatch does, so a larger tensor in a buffer of its own has a dispatch of its own. So has one without these usages, or with an odd
-//! number of 16-bit elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept
-//! apart. Three copies for each tensor are not free: on a software GPU, 2,000 tensors of 256 elements in buffers of their own take
-//! several times as long as in an arena, or in ranges of one buffer of the caller's.
+//! Buffers with at most 64 KiB of a kind's tensors are gathered, if there are several: they are moved into one, updated there by one
+//! dispatch, and moved back. A larger tensor in a buffer of its own has a dispatch of its own. So has one with an odd number of 16-bit
+//! elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept apart.
+//!
+//! How they are moved is a matter of the device ([`Gather`]). A software GPU copies each by a command, about a microsecond each, for
+//! which they need the usage `COPY_SRC`, of parameters `COPY_DST` too; others bind as many as a stage may and move them by a dispatch.
+//! So 2,000 tensors of 256 elements in buffers of their own take several times as long as in an arena, or in ranges of one buffer of
+//! the caller's.
 //!
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
@@ -127,7 +129,7 @@ mod timer;
 mod transfer;
 
 pub use buffer::{GpuBuffer, Real};
-pub use device::{Counters, GpuOptions};
+pub use device::{Counters, Gather, GpuOptions};
 
 use device::Context;
 use engine::GpuEngine;
@@ -214,7 +216,7 @@ impl GpuBackend {
     /// Whether the adapter is a processor that plays a GPU: right for tests, slow for training.
     #[must_use]
     pub fn is_software(&self) -> bool {
-        self.context.info.device_type == wgpu::DeviceType::Cpu
+        self.context.is_software()
     }
 
     /// Dispatches, submissions and waits so far, of all clones and engines together.

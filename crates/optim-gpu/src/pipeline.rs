@@ -64,6 +64,8 @@ pub(crate) enum Stage {
     Work(Work, Format, Access),
     /// A walk of a factored rule.
     Factored(Walk),
+    /// Moves words from so many buffers, or back to them.
+    Gather { buffers: u32, back: bool },
 }
 
 impl Stage {
@@ -178,6 +180,7 @@ impl Program {
             Stage::Update(grad, access, rows) => {
                 optim_shaders::compose(&self.source, self.entry, &self.storage, grad, access, rows)
             }
+            Stage::Gather { buffers, back } => optim_shaders::compose_gather(buffers as usize, back),
             Stage::Work(work, grad, access) => optim_shaders::compose_work(work, &self.storage, grad, access),
         }
     }
@@ -188,6 +191,15 @@ impl Program {
         const WRITE: Bound = Bound::Write;
         const UNIFORM: Bound = Bound::Uniform;
         let bound: &[Bound] = match stage {
+            // Pieces, together, the buffers.
+            Stage::Gather { buffers, back } => {
+                let (together, buffer) = if back { (READ, WRITE) } else { (WRITE, READ) };
+                let buffers = std::iter::repeat_n(buffer, buffers as usize);
+                return (0..)
+                    .zip([READ, together].into_iter().chain(buffers))
+                    .map(|(nth, bound)| entry(nth, bound))
+                    .collect();
+            }
             // List, values, sums; or spans, parts, measured.
             Stage::Rows(_) | Stage::Totals => &[READ, READ, WRITE],
             // Records, slices, params, grads, state, page; parts; the rows' numbers.

@@ -12,7 +12,7 @@ use optim_shaders::{Access, Format, Work};
 use crate::GpuBuffer;
 use crate::buffer::USAGE;
 use crate::device::Context;
-use crate::gather::{Copy, Gathered};
+use crate::gather::{Gathered, Moves};
 use crate::guard::{Elements, Measures};
 use crate::kind::{self, Kind, Own};
 use crate::layout::{Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, low, word};
@@ -105,7 +105,7 @@ pub(crate) struct Schedule {
     pub(crate) measures: Vec<Dispatch>,
     pub(crate) dispatches: Vec<Dispatch>,
     /// What is gathered before them, and scattered after them.
-    pub(crate) copies: [Vec<Copy>; 2],
+    pub(crate) moves: [Moves; 2],
     job: Job,
     pairs: Vec<Pair<GpuBuffer>>,
     record_of: Vec<u32>,
@@ -192,7 +192,7 @@ impl Schedule {
     pub(crate) fn new(parts: &Parts<'_>, job: Job, pairs: &[Pair<&GpuBuffer>], record_of: &[u32]) -> Result<Self> {
         check(parts, pairs)?;
         let gathered = Gathered::new(parts, pairs)?;
-        let copies = gathered.copies(pairs, job != Job::Work(Work::Seed));
+        let moves = gathered.moves(parts, pairs, job != Job::Work(Work::Seed))?;
         let (callers, pairs) = (pairs, &gathered.pairs(pairs)[..]);
         let (mut measures, mut dispatches) = (Vec::new(), Vec::new());
         for kind in 0..parts.kinds.len() {
@@ -223,7 +223,7 @@ impl Schedule {
         let pairs =
             callers.iter().map(|pair| Pair { param: pair.param.to_owned(), grad: pair.grad.to_owned() }).collect();
         let (record_of, by_rows) = (record_of.to_vec(), parts.by_rows.to_vec());
-        Ok(Self { measures, dispatches, copies, job, pairs, record_of, by_rows })
+        Ok(Self { measures, dispatches, moves, job, pairs, record_of, by_rows })
     }
 }
 
