@@ -939,17 +939,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
             ("scale_from", "largest < 0x08000000u", "largest < 0x07000000u"),
             ("scale_from", "bits = 0x08000000u", "bits = 0x08800000u"),
             ("steps(", "coding.most / scale", "coding.most * scale"),
-            ("encode(", "0x80u, 494.0", "0x80u, 493.0"),
             ("encode(", "0u, 126974.0", "0u, 126975.0"),
-            ("encode(", "7.875628e-6, 0x801u)", "7.875628e-6, 0x800u)"),
             ("encode(", "* steps + 2.0", "* steps + 2.5"),
-            ("encode(", "!(z < top)", "!(z < top - 1.0)"),
             ("encode(", "SHIFT = 19u", "SHIFT = 18u"),
-            ("encode(", "random & 0x3fffu", "random & 0x1fffu"),
             ("encode(", "(bits >> 24u) & coding.sign", "(bits >> 24u) & 0u"),
-            ("encode(", "(magnitude == 0u)", "(magnitude == 1u)"),
-            ("decode(", "0.0020242915, 0u", "0.0020242917, 0u"),
-            ("decode(", "7.875628e-6", "7.875629e-6"),
             ("decode(", "0x40000000u", "0x40080000u"),
             ("decode(", "(code & coding.sign) << 24u", "(code & coding.sign) << 23u"),
             ("slot_stream", "1u + slot / 2u", "slot / 2u"),
@@ -959,17 +952,28 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
             ("stream", "^ step) ^ plane", "^ step) + plane"),
             ("(random(", "random_at(stream(key, step, plane)", "random_at(stream(key, plane, step)"),
         ];
-        // What only numbers show that hardware need not keep.
-        let beyond = [
+        // What shows only where bits are equal, or only with numbers that hardware need not keep.
+        let exact = [
             ("scale_from", "0x7fc00000u", "0x7f800000u"),
             ("steps(", "(scale) == 0u", "(scale) == 1u"),
             ("steps(", "(scale) >= INFINITE", "(scale) > 0x7fffffffu"),
+            ("encode(", "0x80u, 494.0", "0x80u, 493.0"),
+            ("encode(", "7.875628e-6, 0x801u)", "7.875628e-6, 0x800u)"),
+            ("encode(", "!(z < top)", "!(z < top - 1.0)"),
+            ("encode(", "random & 0x3fffu", "random & 0x1fffu"),
+            ("encode(", "(magnitude == 0u)", "(magnitude == 1u)"),
+            ("decode(", "0.0020242915, 0u", "0.0020242917, 0u"),
+            ("decode(", "7.875628e-6", "7.875629e-6"),
         ];
-        for (function, from, to) in changes.into_iter().chain(beyond.into_iter().filter(|_| gpu_is_llvmpipe())) {
+        let mut unnoticed = Vec::new();
+        for (function, from, to) in changes.into_iter().chain(exact.into_iter().filter(|_| gpu_is_llvmpipe())) {
             let other = FORMATS.replace(from, to);
             assert_ne!(other, FORMATS, "{from} was found");
             let case = CASES.iter().find(|case| case.wgsl.contains(function)).expect("every function has a case");
-            assert!(differences(&other, case, &inputs).0 > 0, "{function}: {to} was not noticed");
+            if differences(&other, case, &inputs).0 == 0 {
+                unnoticed.push((function, to));
+            }
         }
+        assert_eq!(unnoticed, [], "were not noticed");
     }
 }
