@@ -59,9 +59,9 @@ measure() {
     printf '\n## Steps: cargo bench -p optim-benches -- gpu\n\n'
     "$programs/bench" gpu 2>&1 | grep -v XDG_RUNTIME_DIR
 
-    printf '\n## PyTorch on the same device: benches/peers/torch_adamw.py --cuda\n\n'
+    printf '\n## PyTorch on the same device: benches/peers/torch_adamw.py --cuda --form fused foreach --table\n\n'
     if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-        "$python" benches/peers/torch_adamw.py --cuda
+        "$python" benches/peers/torch_adamw.py --cuda --form fused foreach --table
     else
         echo 'left out: no PyTorch with CUDA here'
     fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """PyTorch's optimizers on the cases of these benches, through `Optimizer.step()` as its users call it.
 
-    torch_adamw.py [--threads 1 2] [--case resnet50 ...] [--rule adamw ...] [--form fused foreach] [--clip no yes] [--cuda]
+    torch_adamw.py [--threads 1 2] [--case resnet50 ...] [--rule adamw ...] [--form fused foreach] [--clip no yes] [--cuda] [--table]
 
-Prints one JSON object a line, with the keys of `cargo bench -p optim-benches -- --json` and the rule names of this library. `form` is
+Prints one JSON object a line, with the keys of `cargo bench -p optim-benches -- --json` and the rule names of this library, or a table
+with `--table`. `form` is
 `fused` (one kernel a tensor on the CPU, a few for all on CUDA; SGD, Adam, AdamW and Adagrad only) or `foreach` (PyTorch's default on
 CUDA). With `--clip yes` the gradients' global norm is clipped by `clip_grad_norm_` before, in passes of its own.
 
@@ -88,6 +89,18 @@ def seconds(calls, call, wait):
     return (time.perf_counter() - start) / calls
 
 
+HEADER = f"{'form':8}{'case':14}{'rule':16}{'clip':5}{'us/step':>10}{'ns/param':>10}{'GB/s':>8}{'ratio_to_limit':>16}"
+
+
+def columns(row):
+    """Of the library's own table those that differ here."""
+    clip = "yes" if row["clip"] else "no"
+    return (
+        f"{row['form']:8}{row['case']:14}{row['rule']:16}{clip:5}{row['us_per_step']:10.1f}"
+        f"{row['ns_per_param']:10.4f}{row['gbps']:8.1f}{row['ratio_to_limit']:16.2f}"
+    )
+
+
 def measure(case, rule, form, clip, threads, device):
     torch.set_num_threads(max(threads, 1))
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -143,7 +156,7 @@ def measure(case, rule, form, clip, threads, device):
         ratio_to_limit=ratio,
         ratio_to_f32=ratio,
     )
-    print(json.dumps(row), flush=True)
+    return row
 
 
 def main():
@@ -155,10 +168,13 @@ def main():
     parser.add_argument("--form", nargs="+", choices=["fused", "foreach"], default=["fused"])
     parser.add_argument("--clip", nargs="+", choices=["no", "yes"], default=["no"])
     parser.add_argument("--cuda", action="store_true", help="on the GPU; threads do not count")
+    parser.add_argument("--table", action="store_true", help="print columns for people")
     args = parser.parse_args()
     if args.cuda and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device")
     device, threads = ("cuda", [0]) if args.cuda else ("cpu", args.threads)
+    if args.table:
+        print(HEADER)
     for case in args.case:
         for rule in args.rule:
             for form in args.form:
@@ -166,7 +182,8 @@ def main():
                     continue
                 for clip in args.clip:
                     for count in threads:
-                        measure(case, rule, form, clip == "yes", count, device)
+                        row = measure(case, rule, form, clip == "yes", count, device)
+                        print(columns(row) if args.table else json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
