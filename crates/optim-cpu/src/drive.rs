@@ -274,8 +274,16 @@ pub(crate) fn host_mut<'v>(param: &'v mut ParamMut<'_>) -> &'v mut [u8] {
     }
 }
 
+/// In which order a thread takes its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Forward,
+    /// After another walk: what that one saw last is still in the caches.
+    Backward,
+}
+
 /// Works on all pieces, in parallel if there are cuts. Each task has a workspace `T` of its own.
-pub(crate) fn run<T: Default, W>(cuts: &[Cut], layout: &Layout, pieces: Pieces<'_, '_>, work: &W)
+pub(crate) fn run<T: Default, W>(cuts: &[Cut], layout: &Layout, order: Order, pieces: Pieces<'_, '_>, work: &W)
 where
     W: Fn(&mut Piece<'_>, &mut T) + Sync,
 {
@@ -285,5 +293,12 @@ where
     };
     let (left, right) = pieces.split_at(cut, layout);
     let (before, after) = (&cuts[..cuts.len() / 2], &cuts[cuts.len() / 2 + 1..]);
-    rayon::join(|| run(before, layout, left, work), || run(after, layout, right, work));
+    let left = || run(before, layout, order, left, work);
+    let right = || run(after, layout, order, right, work);
+    // So many tasks are one thread's; more are cut alike in either order, so that each thread finds its own again.
+    if order == Order::Backward && cuts.len() < TASKS_PER_THREAD {
+        rayon::join(right, left);
+    } else {
+        rayon::join(left, right);
+    }
 }

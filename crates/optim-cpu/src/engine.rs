@@ -13,7 +13,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::arena::{self, ACCUMULATED, Arena, EMA, KEPT, KINDS, Layout, MASTER, SLOTS, SUMS};
-use crate::drive::{self, Batch, Cuts, Piece, Pieces};
+use crate::drive::{self, Batch, Cuts, Order, Piece, Pieces};
 use crate::factored::Rooms;
 use crate::form::Form;
 use crate::kernel::{Kernels, Norms, Opened, Slots, Update as Kernel};
@@ -54,6 +54,8 @@ struct Memory {
     rooms: Rooms,
     /// Whether the current update is not shared.
     alone: bool,
+    /// Of the next walk over a batch.
+    order: Order,
     pool: Pool,
 }
 
@@ -137,6 +139,7 @@ impl CpuEngine {
         let Self { memory, now, measured, .. } = self;
         let factor = guard.factor * (1.0 / self.control.scale);
         for batch in 0..memory.cuts.batches.len() {
+            memory.order = Order::Forward;
             memory.walk(batch, now, update, params, grads, |_, _, _, gradient, piece, space| {
                 if let Gradient::Dense(..) = gradient {
                     guard::measure(&gradient, factor, piece.len, sums_mut(piece), space);
@@ -173,6 +176,7 @@ impl CpuEngine {
         let Self { memory, now, kernels, .. } = self;
         let range = memory.cuts.batches[batch].params.clone();
         let updated = |param: usize| update.record_of[param] != FROZEN && !grads[param].is_none();
+        memory.order = if update.guard.is_some() { Order::Backward } else { Order::Forward };
         if now.records.iter().any(|record| record.trust.is_some()) {
             memory.walk(batch, now, update, params, grads, |form, record, _, gradient, piece, space| {
                 if record.trust.is_some() {
@@ -258,7 +262,8 @@ impl Memory {
         shared.dedup();
         let rooms = Rooms::new(&forms, threads)?;
         let alone = !cuts.wakes;
-        let mut memory = Self { forms, layout, alone, cuts, shared, rooms, pool, arenas: Default::default() };
+        let (order, arenas) = (Order::Forward, Default::default());
+        let mut memory = Self { forms, layout, alone, order, cuts, shared, rooms, pool, arenas };
         let at_once = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
         at_once.into_iter().try_for_each(|kind| memory.make(kind))?;
         memory.fill();
@@ -332,7 +337,7 @@ impl Memory {
         params: &mut [ParamMut<'_>],
         work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
-        let Self { forms, layout, arenas, cuts, rooms, alone, pool, .. } = self;
+        let Self { forms, layout, arenas, cuts, rooms, alone, order, pool, .. } = self;
         let Batch { params: range, cuts } = &cuts.batches[batch];
         let (forms, layout, pieces) = (&**forms, &*layout, Pieces::new(range, layout, params, arenas));
         let work = |piece: &mut Piece<'_>, space: &mut Space| {
@@ -345,15 +350,16 @@ impl Memory {
             rooms.give_back(mem::take(&mut space.room));
         };
         if *alone || cuts.is_empty() {
-            drive::run(&[], layout, pieces, &work);
+            drive::run(&[], layout, *order, pieces, &work);
         } else {
-            pool.run(|| drive::run(cuts, layout, pieces, &work));
+            pool.run(|| drive::run(cuts, layout, *order, pieces, &work));
             pool.stir();
         }
         Pool::done();
     }
 
-    /// Walks over those parameters of a batch that are updated: `work(form, record, shape, gradient, piece, space)`.
+    /// Walks over those parameters of a batch that are updated: `work(form, record, shape, gradient, piece, space)`. The next walk goes
+    /// backward.
     #[allow(clippy::too_many_arguments, reason = "all that an update is made of")]
     fn walk(
         &mut self,
@@ -381,6 +387,7 @@ impl Memory {
             };
             work(form, record, &now.shape(record, form, param), gradient, piece, space);
         });
+        self.order = Order::Backward;
     }
 
     /// Measures the rows of those parameters of a batch for which something is done row by row.
