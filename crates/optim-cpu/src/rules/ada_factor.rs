@@ -13,15 +13,16 @@ use crate::walk::BLOCK;
 /// How a second moment is kept: rounded whenever it changes, so that it is used as it is read later.
 pub(crate) trait Moment: Pod {
     fn read(self) -> f32;
-    fn keep(x: f32) -> Self;
+    /// How a number is kept, and what is read then.
+    fn keep(x: f32) -> (Self, f32);
 
     /// Changes it; gives what it then is.
     #[inline(always)]
     fn change(&mut self, change: impl FnOnce(&mut f32)) -> f32 {
         let mut x = self.read();
         change(&mut x);
-        *self = Self::keep(x);
-        self.read()
+        (*self, x) = Self::keep(x);
+        x
     }
 }
 
@@ -32,8 +33,8 @@ impl Moment for f32 {
     }
 
     #[inline(always)]
-    fn keep(x: f32) -> Self {
-        x
+    fn keep(x: f32) -> (Self, f32) {
+        (x, x)
     }
 }
 
@@ -44,7 +45,7 @@ impl Moment for f16 {
     }
 
     #[inline(always)]
-    fn keep(x: f32) -> Self {
+    fn keep(x: f32) -> (Self, f32) {
         compressed::keep(x)
     }
 }
