@@ -10,6 +10,9 @@ use crate::arch::{SPAN, fetch, fetch_span};
 use crate::reduce::{LANES, ROW};
 use crate::walk::BLOCK;
 
+/// Elements between those that a loop works on and those that it fetches, where it neither divides nor draws roots.
+const AHEAD: usize = 1024;
+
 /// How a second moment is kept: rounded whenever it changes, so that it is used as it is read later.
 pub(crate) trait Moment: Pod {
     fn read(self) -> f32;
@@ -133,7 +136,7 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
     for (g, columns) in g.chunks(LANES).zip(columns.chunks_mut(LANES)) {
         let spans = g.chunks(SPAN).zip(lanes.chunks_mut(SPAN)).zip(columns.chunks_mut(SPAN));
         for ((g, lanes), columns) in spans {
-            fetch(g, 0);
+            fetch_span(g, AHEAD);
             for ((&g, lane), column) in g.iter().zip(lanes).zip(columns) {
                 let q = square(&s, g);
                 *lane += q;
@@ -311,8 +314,8 @@ pub(crate) fn add_norms_of_matrix(
     let (mut row, mut column, mut done) = (start / columns.len(), start % columns.len(), 0);
     while done < g.len() {
         let len = SPAN.min(g.len() - done).min(columns.len() - column);
-        fetch(p, done);
-        fetch(g, done);
+        fetch_span(p, done + AHEAD);
+        fetch_span(g, done + AHEAD);
         let (p, g, factor) = (&p[done..][..len], &g[done..][..len], rows[row]);
         let factors = &columns[column..][..len];
         let (first, second) = (&mut first[done..][..len], &mut second[done..][..len]);
@@ -335,17 +338,17 @@ pub(crate) fn updates(s: &Step, p: &mut [f32], u: &[f32], m: &mut [f32]) {
     let spans = p.chunks_mut(SPAN).zip(u.chunks(SPAN));
     if m.is_empty() {
         for (p, u) in spans {
-            fetch(p, 0);
-            fetch(u, 0);
+            fetch_span(p, AHEAD);
+            fetch_span(u, AHEAD);
             for (p, &u) in p.iter_mut().zip(u) {
                 update_plain(&s, p, u);
             }
         }
     } else {
         for ((p, u), m) in spans.zip(m.chunks_mut(SPAN)) {
-            fetch(p, 0);
-            fetch(u, 0);
-            fetch(m, 0);
+            fetch_span(p, AHEAD);
+            fetch_span(u, AHEAD);
+            fetch_span(m, AHEAD);
             for ((p, &u), m) in p.iter_mut().zip(u).zip(m) {
                 update(&s, p, u, m);
             }
@@ -395,8 +398,8 @@ pub(crate) fn updates_of_matrix(
     let (mut row, mut column, mut done) = (start / columns.len(), start % columns.len(), 0);
     while done < g.len() {
         let len = SPAN.min(g.len() - done).min(columns.len() - column);
-        fetch(p, done);
-        fetch(g, done);
+        fetch_span(p, done + AHEAD);
+        fetch_span(g, done + AHEAD);
         let (p, g, factor) = (&mut p[done..][..len], &g[done..][..len], rows[row]);
         let factors = &columns[column..][..len];
         if m.is_empty() {
@@ -404,7 +407,7 @@ pub(crate) fn updates_of_matrix(
                 update_plain(&s, &mut p[i], direction(g[i], factor, factors[i]));
             }
         } else {
-            fetch(m, done);
+            fetch_span(m, done + AHEAD);
             let m = &mut m[done..][..len];
             for i in 0..len {
                 update(&s, &mut p[i], direction(g[i], factor, factors[i]), &mut m[i]);
