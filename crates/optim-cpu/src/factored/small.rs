@@ -3,22 +3,24 @@
 
 use multiversion::multiversion;
 
-use crate::reduce::{ROW, count};
+use crate::reduce::count;
 use crate::rules::ada_factor as rule;
-use crate::walk::BLOCK;
 
 /// The most rows and columns of a small matrix.
 const MOST: usize = 8;
 
+/// The most elements that are worked on at a time: so few that what one loop fetches for the next time arrives while the others work.
+pub(super) const BLOCK: usize = 512;
+
 /// What a task works with: numbers of each element, and of rows or columns.
 pub(crate) struct Desk {
     pub(super) each: [[f32; BLOCK]; 2],
-    pub(super) lines: [[f32; ROW]; 3],
+    pub(super) lines: [[f32; BLOCK]; 3],
 }
 
 impl Desk {
     pub(crate) fn new() -> Self {
-        Self { each: [[0.0; BLOCK]; 2], lines: [[0.0; ROW]; 3] }
+        Self { each: [[0.0; BLOCK]; 2], lines: [[0.0; BLOCK]; 3] }
     }
 }
 
