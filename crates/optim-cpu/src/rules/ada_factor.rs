@@ -7,8 +7,7 @@ use optim_core::compressed;
 use optim_core::rules::ada_factor::Step;
 
 use crate::arch::{SPAN, fetch, fetch_span};
-use crate::reduce::{LANES, ROW};
-use crate::walk::BLOCK;
+use crate::reduce::LANES;
 
 /// Elements between those that a loop works on and those that it fetches, where it neither divides nor draws roots.
 const AHEAD: usize = 1024;
@@ -151,8 +150,7 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
 pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
     let s = *s;
     for (g, squares) in g.chunks(SPAN).zip(squares.chunks_mut(SPAN)) {
-        // Of the next block: what comes between takes long.
-        fetch_span(g, BLOCK);
+        fetch_span(g, AHEAD);
         for (&g, q) in g.iter().zip(squares) {
             *q = square(&s, g);
         }
@@ -278,8 +276,13 @@ pub(crate) fn into_root_means(share: f32, sums: &mut [f32]) {
 /// `u` of a stretch, with factors for each element.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn directions_each(g: &[f32], rows: &[f32], columns: &[f32], u: &mut [f32]) {
-    for (((&g, &row), &column), u) in g.iter().zip(rows).zip(columns).zip(u) {
-        *u = direction(g, row, column);
+    let spans = g.chunks(SPAN).zip(rows.chunks(SPAN)).zip(columns.chunks(SPAN)).zip(u.chunks_mut(SPAN));
+    for (((g, rows), columns), u) in spans {
+        // What is written has to be in the cache, too.
+        fetch_span(u, AHEAD);
+        for (((&g, &row), &column), u) in g.iter().zip(rows).zip(columns).zip(u) {
+            *u = direction(g, row, column);
+        }
     }
 }
 
@@ -289,8 +292,7 @@ pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f
     let n = p.len();
     for span in (0..n).step_by(SPAN) {
         let len = SPAN.min(n - span);
-        // Of the next row: what comes between takes long.
-        fetch_span(p, span + ROW);
+        fetch_span(p, span + AHEAD);
         let (p, u) = (&p[span..][..len], &u[span..][..len]);
         let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
         for i in 0..len {
