@@ -143,7 +143,20 @@ fn repeated<const N: usize>(numbers: &[f32], into: &mut [f32]) {
 /// Each run of so many numbers so many times.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn repeat_runs(times: usize, length: usize, numbers: &[f32], into: &mut [f32]) {
-    of_length!(length, repeated_runs(times, numbers, into));
+    if times == length {
+        of_length!(length, repeated_in_squares(numbers, into));
+    } else {
+        of_length!(length, repeated_runs(times, numbers, into));
+    }
+}
+
+/// Most kernels are square: then all lengths are known.
+#[inline(always)]
+fn repeated_in_squares<const N: usize>(numbers: &[f32], into: &mut [f32]) {
+    let matrices = into.as_chunks_mut::<N>().0.as_chunks_mut::<N>().0;
+    for (run, matrix) in numbers.as_chunks::<N>().0.iter().zip(matrices) {
+        *matrix = [*run; N];
+    }
 }
 
 #[inline(always)]
