@@ -30,7 +30,7 @@ use crate::reduce::{self, LANES, ROW, SLICE, Sums, count};
 use crate::rules::ada_factor::{self as rule, Moment};
 use crate::shape::Shape;
 use crate::storage::numbers_mut;
-use crate::walk::{self, BLOCK, Blocks, Gradient, Space, View, each_block};
+use crate::walk::{self, BLOCK, Blocks, Gradient, Space, View, each, each_block};
 pub(crate) use small::Desk;
 use small::Small;
 
@@ -206,15 +206,17 @@ impl<'a, T: Moment> Factors<'a, T> {
                 let (rows, columns) = (&mut row_moments[row.clone()], &mut column_moments[row.clone()]);
                 rule::measure_elements(step, p, g, rows, columns, &mut u[row], first, second);
             }
-            Kind::Small(small) => {
-                while *reached < row.end {
+            Kind::Small(small) => each::<{ small::BLOCK }>(row.clone(), |range| {
+                while *reached < range.end {
                     let range = *reached..self.u.len().min(*reached + small.block());
                     *reached = range.end;
                     let (g, desk) = reader.gradient_and_desk(range.clone());
                     self.advance_small(step, small, range.start, g, desk);
                 }
-                rule::add_norms(reader.parameter(&row), &self.u[row], first, second);
-            }
+                let at = range.start - row.start..range.end - row.start;
+                let (first, second) = (&mut first[at.clone()], &mut second[at]);
+                rule::add_norms(reader.parameter(&range), &self.u[range], first, second);
+            }),
             Kind::Large => {
                 let matrix = self.rows * self.columns;
                 while *reached < row.end {

@@ -418,7 +418,7 @@ pub(crate) fn each_block(range: Range<usize>, work: impl FnMut(Range<usize>)) {
 }
 
 /// Calls `work` for each so many elements of a range.
-fn each<const LEN: usize>(range: Range<usize>, mut work: impl FnMut(Range<usize>)) {
+pub(crate) fn each<const LEN: usize>(range: Range<usize>, mut work: impl FnMut(Range<usize>)) {
     for start in range.clone().step_by(LEN) {
         work(start..range.end.min(start + LEN));
     }

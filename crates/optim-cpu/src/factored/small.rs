@@ -3,22 +3,24 @@
 
 use multiversion::multiversion;
 
-use crate::reduce::{ROW, count};
+use crate::reduce::count;
 use crate::rules::ada_factor as rule;
-use crate::walk::BLOCK;
 
 /// The most rows and columns of a small matrix.
 const MOST: usize = 8;
 
+/// The most elements that are worked on at a time: so few that what one loop fetches for the next time arrives while the others work.
+pub(super) const BLOCK: usize = 512;
+
 /// What a task works with: numbers of each element, and of rows or columns.
 pub(crate) struct Desk {
     pub(super) each: [[f32; BLOCK]; 2],
-    pub(super) lines: [[f32; ROW]; 3],
+    pub(super) lines: [[f32; BLOCK]; 3],
 }
 
 impl Desk {
     pub(crate) fn new() -> Self {
-        Self { each: [[0.0; BLOCK]; 2], lines: [[0.0; ROW]; 3] }
+        Self { each: [[0.0; BLOCK]; 2], lines: [[0.0; BLOCK]; 3] }
     }
 }
 
@@ -141,7 +143,20 @@ fn repeated<const N: usize>(numbers: &[f32], into: &mut [f32]) {
 /// Each run of so many numbers so many times.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn repeat_runs(times: usize, length: usize, numbers: &[f32], into: &mut [f32]) {
-    of_length!(length, repeated_runs(times, numbers, into));
+    if times == length {
+        of_length!(length, repeated_in_squares(numbers, into));
+    } else {
+        of_length!(length, repeated_runs(times, numbers, into));
+    }
+}
+
+/// Most kernels are square: then all lengths are known.
+#[inline(always)]
+fn repeated_in_squares<const N: usize>(numbers: &[f32], into: &mut [f32]) {
+    let matrices = into.as_chunks_mut::<N>().0.as_chunks_mut::<N>().0;
+    for (run, matrix) in numbers.as_chunks::<N>().0.iter().zip(matrices) {
+        *matrix = [*run; N];
+    }
 }
 
 #[inline(always)]

@@ -7,21 +7,24 @@ use optim_core::compressed;
 use optim_core::rules::ada_factor::Step;
 
 use crate::arch::{SPAN, fetch, fetch_span};
-use crate::reduce::{LANES, ROW};
-use crate::walk::BLOCK;
+use crate::reduce::LANES;
+
+/// Elements between those that a loop works on and those that it fetches, where it neither divides nor draws roots.
+const AHEAD: usize = 1024;
 
 /// How a second moment is kept: rounded whenever it changes, so that it is used as it is read later.
 pub(crate) trait Moment: Pod {
     fn read(self) -> f32;
-    fn keep(x: f32) -> Self;
+    /// How a number is kept, and what is read then.
+    fn keep(x: f32) -> (Self, f32);
 
     /// Changes it; gives what it then is.
     #[inline(always)]
     fn change(&mut self, change: impl FnOnce(&mut f32)) -> f32 {
         let mut x = self.read();
         change(&mut x);
-        *self = Self::keep(x);
-        self.read()
+        (*self, x) = Self::keep(x);
+        x
     }
 }
 
@@ -32,8 +35,8 @@ impl Moment for f32 {
     }
 
     #[inline(always)]
-    fn keep(x: f32) -> Self {
-        x
+    fn keep(x: f32) -> (Self, f32) {
+        (x, x)
     }
 }
 
@@ -44,7 +47,7 @@ impl Moment for f16 {
     }
 
     #[inline(always)]
-    fn keep(x: f32) -> Self {
+    fn keep(x: f32) -> (Self, f32) {
         compressed::keep(x)
     }
 }
@@ -132,7 +135,7 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
     for (g, columns) in g.chunks(LANES).zip(columns.chunks_mut(LANES)) {
         let spans = g.chunks(SPAN).zip(lanes.chunks_mut(SPAN)).zip(columns.chunks_mut(SPAN));
         for ((g, lanes), columns) in spans {
-            fetch(g, 0);
+            fetch_span(g, AHEAD);
             for ((&g, lane), column) in g.iter().zip(lanes).zip(columns) {
                 let q = square(&s, g);
                 *lane += q;
@@ -147,8 +150,7 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
 pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
     let s = *s;
     for (g, squares) in g.chunks(SPAN).zip(squares.chunks_mut(SPAN)) {
-        // Of the next block: what comes between takes long.
-        fetch_span(g, BLOCK);
+        fetch_span(g, AHEAD);
         for (&g, q) in g.iter().zip(squares) {
             *q = square(&s, g);
         }
@@ -274,8 +276,13 @@ pub(crate) fn into_root_means(share: f32, sums: &mut [f32]) {
 /// `u` of a stretch, with factors for each element.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn directions_each(g: &[f32], rows: &[f32], columns: &[f32], u: &mut [f32]) {
-    for (((&g, &row), &column), u) in g.iter().zip(rows).zip(columns).zip(u) {
-        *u = direction(g, row, column);
+    let spans = g.chunks(SPAN).zip(rows.chunks(SPAN)).zip(columns.chunks(SPAN)).zip(u.chunks_mut(SPAN));
+    for (((g, rows), columns), u) in spans {
+        // What is written has to be in the cache, too.
+        fetch_span(u, AHEAD);
+        for (((&g, &row), &column), u) in g.iter().zip(rows).zip(columns).zip(u) {
+            *u = direction(g, row, column);
+        }
     }
 }
 
@@ -285,8 +292,7 @@ pub(crate) fn add_norms(p: &[f32], u: &[f32], first: &mut [f32], second: &mut [f
     let n = p.len();
     for span in (0..n).step_by(SPAN) {
         let len = SPAN.min(n - span);
-        // Of the next row: what comes between takes long.
-        fetch_span(p, span + ROW);
+        fetch_span(p, span + AHEAD);
         let (p, u) = (&p[span..][..len], &u[span..][..len]);
         let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
         for i in 0..len {
@@ -310,8 +316,8 @@ pub(crate) fn add_norms_of_matrix(
     let (mut row, mut column, mut done) = (start / columns.len(), start % columns.len(), 0);
     while done < g.len() {
         let len = SPAN.min(g.len() - done).min(columns.len() - column);
-        fetch(p, done);
-        fetch(g, done);
+        fetch_span(p, done + AHEAD);
+        fetch_span(g, done + AHEAD);
         let (p, g, factor) = (&p[done..][..len], &g[done..][..len], rows[row]);
         let factors = &columns[column..][..len];
         let (first, second) = (&mut first[done..][..len], &mut second[done..][..len]);
@@ -334,17 +340,17 @@ pub(crate) fn updates(s: &Step, p: &mut [f32], u: &[f32], m: &mut [f32]) {
     let spans = p.chunks_mut(SPAN).zip(u.chunks(SPAN));
     if m.is_empty() {
         for (p, u) in spans {
-            fetch(p, 0);
-            fetch(u, 0);
+            fetch_span(p, AHEAD);
+            fetch_span(u, AHEAD);
             for (p, &u) in p.iter_mut().zip(u) {
                 update_plain(&s, p, u);
             }
         }
     } else {
         for ((p, u), m) in spans.zip(m.chunks_mut(SPAN)) {
-            fetch(p, 0);
-            fetch(u, 0);
-            fetch(m, 0);
+            fetch_span(p, AHEAD);
+            fetch_span(u, AHEAD);
+            fetch_span(m, AHEAD);
             for ((p, &u), m) in p.iter_mut().zip(u).zip(m) {
                 update(&s, p, u, m);
             }
@@ -394,8 +400,8 @@ pub(crate) fn updates_of_matrix(
     let (mut row, mut column, mut done) = (start / columns.len(), start % columns.len(), 0);
     while done < g.len() {
         let len = SPAN.min(g.len() - done).min(columns.len() - column);
-        fetch(p, done);
-        fetch(g, done);
+        fetch_span(p, done + AHEAD);
+        fetch_span(g, done + AHEAD);
         let (p, g, factor) = (&mut p[done..][..len], &g[done..][..len], rows[row]);
         let factors = &columns[column..][..len];
         if m.is_empty() {
@@ -403,7 +409,7 @@ pub(crate) fn updates_of_matrix(
                 update_plain(&s, &mut p[i], direction(g[i], factor, factors[i]));
             }
         } else {
-            fetch(m, done);
+            fetch_span(m, done + AHEAD);
             let m = &mut m[done..][..len];
             for i in 0..len {
                 update(&s, &mut p[i], direction(g[i], factor, factors[i]), &mut m[i]);
