@@ -143,7 +143,7 @@ impl Gathered {
     }
 }
 
-/// A kernel for each so many of the moves with one buffer.
+/// A dispatch for each so many of the moves to or from one buffer.
 fn dispatches(parts: &Parts<'_>, mut moves: Vec<Move>, buffers: u32, back: bool) -> Result<Vec<Dispatch>> {
     moves.sort_by(|one, other| one.together.buffer.cmp(&other.together.buffer));
     let sharing = moves.chunk_by(|one, other| one.together.buffer == other.together.buffer);
@@ -163,15 +163,14 @@ fn dispatches(parts: &Parts<'_>, mut moves: Vec<Move>, buffers: u32, back: bool)
     };
     let pieces: Vec<Vec<Piece>> = groups.iter().map(pieces).collect();
     let tables = parts.tables("pieces", &pieces.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-    let kernel = parts.context.kernel(parts.accumulate, Stage::Gather { buffers, back })?;
     let dispatch = |((moves, pieces), table): ((&&[Move], &Vec<Piece>), _)| {
         let together = &moves[0].together.buffer;
+        // A kernel for just so many: what is written must not be bound twice.
+        let kernel = parts.context.kernel(parts.accumulate, Stage::Gather { buffers: word(moves.len()), back })?;
         let mut bindings = vec![Table::binding(table), (together, 0, together.size())];
-        // A group that is not full binds its last buffer again.
-        let own = |nth: usize| &moves[nth.min(moves.len() - 1)].own;
-        bindings.extend((0..buffers as usize).map(own).map(|own| (&own.buffer, own.offset, own.size() as u64)));
+        bindings.extend(moves.iter().map(|Move { own, .. }| (&own.buffer, own.offset, own.size() as u64)));
         let bindings = parts.context.bind(&kernel.bindings, &bindings)?;
-        Ok(Dispatch { pipeline: kernel.pipeline.clone(), bindings, grid: grid(pieces.len()), page: None })
+        Ok(Dispatch { pipeline: kernel.pipeline, bindings, grid: grid(pieces.len()), page: None })
     };
     groups.iter().zip(&pieces).zip(&tables).map(dispatch).collect()
 }
