@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests and measures the library on this machine's GPU, and writes one table: benches/results/ADAPTER-DATE.txt. It also runs on a
-# software adapter, and says so in the heading.
+# software adapter, and says so in the heading. Where a test fails it measures all the same, and ends with an error.
 #
 #     scripts/gpu.sh [PYTHON]               a Python that has PyTorch with CUDA; python3 if it is not named. Without one, that part is left out
 #     scripts/gpu.sh pack FOLDER            only builds, into a folder for a machine that has a GPU and no Rust. The checkout goes there
@@ -27,12 +27,12 @@ case ${1-} in
         exit
         ;;
     unpacked)
-        programs=$2 python=${3:-python3}
+        programs=$(realpath "$2") python=${3:-python3}
         ;;
     *)
-        programs=$(mktemp -d) python=${1:-python3}
-        trap 'rm -rf "$programs"' EXIT
+        programs=target/gpu python=${1:-python3}
         pack "$programs"
+        programs=$(realpath "$programs")
         ;;
 esac
 
@@ -41,6 +41,7 @@ adapter=$("$programs/adapter")
 name=$(tr '[:upper:]' '[:lower:]' <<<"${adapter%%,*}" | tr -cs '[:alnum:]' - | sed 's/^-*//; s/-*$//')
 table=benches/results/$name-$(date +%F).txt
 log=$(mktemp) part=$(mktemp)
+trap 'rm -f "$log" "$part"' EXIT
 
 measure() {
     echo "# $adapter"
@@ -50,10 +51,10 @@ measure() {
     echo "# $(date +%F), $(<"$programs/version")"
 
     printf '\n## Tests of the GPU backend, and of its numbers against the CPU backend\n\n'
-    (cd tests && "$programs/suite" --quiet gpu parity) >"$log" 2>&1 || {
+    if ! (cd tests && "$programs/suite" gpu parity) >"$log" 2>&1; then
         cat "$log" >&2
-        return 1
-    }
+        grep '^test .* FAILED$' "$log" || true
+    fi
     grep '^test result' "$log"
 
     printf '\n## Steps: cargo bench -p optim-benches -- gpu\n\n'
@@ -69,5 +70,5 @@ measure() {
 measure | tee "$part"
 mkdir -p benches/results
 cp "$part" "$table"
-rm -f "$part" "$log"
 echo "written: $table" >&2
+! grep -q '^test result: FAILED' "$table"
