@@ -4,9 +4,8 @@
     torch_adamw.py [--threads 1 2] [--case resnet50 ...] [--rule adamw ...] [--form fused foreach] [--clip no yes] [--cuda] [--table]
 
 Prints one JSON object a line, with the keys of `cargo bench -p optim-benches -- --json` and the rule names of this library, or a table
-with `--table`. `form` is
-`fused` (one kernel a tensor on the CPU, a few for all on CUDA; SGD, Adam, AdamW and Adagrad only) or `foreach` (PyTorch's default on
-CUDA). With `--clip yes` the gradients' global norm is clipped by `clip_grad_norm_` before, in passes of its own.
+with `--table`. `form` is `fused` (one kernel a tensor on the CPU, a few for all on CUDA; SGD, Adam, AdamW and Adagrad only) or `foreach`
+(PyTorch's default on CUDA). With `--clip yes` the gradients' global norm is clipped by `clip_grad_norm_` before, in passes of its own.
 
 The limit is the time of `p.add_(g, alpha=0)`, which moves 12 bytes an element, times the bytes of the step over 12. It takes turns with
 the step: over the same tensors in the large cases; over one flat pair of the same size where there are many tensors or few elements,

@@ -7,7 +7,8 @@
 //! not a number           not a number, always of the same bits
 //! ```
 //!
-//! The twin: `shaders/moments_f16.wgsl`.
+//! The twin: `shaders/moments_f16.wgsl`, by integers alone: WGSL does not promise how a sum is rounded. A processor does, and two sums
+//! are shorter.
 
 use half::f16;
 

@@ -363,9 +363,14 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// Encodes what the schedule in front gathers (0) or scatters (1).
+    /// What the schedule in front gathers (0) or scatters (1).
+    fn moves(&self, which: usize) -> Option<&Moves> {
+        self.schedules.first().and_then(|schedule| schedule.moves[which].as_ref())
+    }
+
+    /// Encodes that.
     fn gather(&self, encoder: &mut wgpu::CommandEncoder, which: usize) -> Result<()> {
-        match self.schedules.first().map(|schedule| &schedule.moves[which]) {
+        match self.moves(which) {
             Some(Moves::Copies(copies)) => self.context.scoped(|| copies.iter().for_each(|copy| copy.encode(encoder))),
             Some(Moves::Dispatches(dispatches)) => self.dispatch(encoder, dispatches.iter()),
             None => Ok(()),
@@ -375,12 +380,10 @@ impl GpuEngine {
     /// Encodes what is scattered; into the caller's encoder or, for the same submission, into another than what comes before. wgpu
     /// puts a barrier before each copy to a buffer that the same encoder has read, and but one before an encoder.
     fn scatter(&self, encoder: &mut wgpu::CommandEncoder, is_callers: bool) -> Result<Option<wgpu::CommandEncoder>> {
-        let copies = self.schedules.first().is_some_and(|schedule| match &schedule.moves[1] {
-            Moves::Copies(copies) => !copies.is_empty(),
-            Moves::Dispatches(_) => false,
-        });
-        let before =
-            if is_callers || !copies { None } else { Some(std::mem::replace(encoder, self.context.encoder()?)) };
+        let before = match self.moves(1) {
+            Some(Moves::Copies(_)) if !is_callers => Some(std::mem::replace(encoder, self.context.encoder()?)),
+            _ => None,
+        };
         self.gather(encoder, 1)?;
         Ok(before)
     }
@@ -514,7 +517,7 @@ impl GpuEngine {
         // Only what is dense has a schedule that is kept.
         let dense = |(pair, grad): (&Pair<_>, _)| if is_sparse(grad) { Pair::ABSENT } else { *pair };
         let dense: Cow<'_, [Pair<&GpuBuffer>]> =
-            if all.is_empty() { (&pairs).into() } else { pairs.iter().zip(grads).map(dense).collect() };
+            if all.is_empty() { Cow::Borrowed(&pairs) } else { pairs.iter().zip(grads).map(dense).collect() };
         self.stage(&pairs, grads)?;
         self.prepare(update.records, guard)?;
         let row_grads = self.rows(update.rows, &pairs, grads, |tensor| all[tensor], guard.is_some())?;

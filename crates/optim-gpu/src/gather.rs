@@ -120,8 +120,13 @@ impl Gathered {
         pairs.iter().zip(&self.0).map(pair).collect()
     }
 
-    /// What is moved before the dispatches, and after them if they write parameters.
-    pub(crate) fn moves(&self, parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>], writes: bool) -> Result<[Moves; 2]> {
+    /// What is moved before the dispatches, and after them if they write parameters; `None` for nothing.
+    pub(crate) fn moves(
+        &self,
+        parts: &Parts<'_>,
+        pairs: &[Pair<&GpuBuffer>],
+        writes: bool,
+    ) -> Result<[Option<Moves>; 2]> {
         let (mut before, mut after) = (Vec::new(), Vec::new());
         for (pair, places) in pairs.iter().zip(&self.0) {
             for (side, together) in [&pair.param, &pair.grad].into_iter().zip(places) {
@@ -135,8 +140,9 @@ impl Gathered {
         }
         let moves = |moves: Vec<Move>, back| {
             Ok(match parts.context.buffers_of_a_gather() {
-                None => Moves::Copies(moves),
-                Some(buffers) => Moves::Dispatches(dispatches(parts, moves, buffers, back)?),
+                _ if moves.is_empty() => None,
+                None => Some(Moves::Copies(moves)),
+                Some(buffers) => Some(Moves::Dispatches(dispatches(parts, moves, buffers, back)?)),
             })
         };
         Ok([moves(before, false)?, moves(after, true)?])

@@ -105,7 +105,7 @@ pub(crate) struct Schedule {
     pub(crate) measures: Vec<Dispatch>,
     pub(crate) dispatches: Vec<Dispatch>,
     /// What is gathered before them, and scattered after them.
-    pub(crate) moves: [Moves; 2],
+    pub(crate) moves: [Option<Moves>; 2],
     job: Job,
     pairs: Vec<Pair<GpuBuffer>>,
     record_of: Vec<u32>,
