@@ -6,14 +6,13 @@ struct Step {
     two_l2: f32,
     moves: u32,
     power: f32,
-    power_fixed: u32,
-    power_rest: f32,
+    power_high: f32,
+    power_low: f32,
     pad0: u32,
 }
 
-// xʸ for x ≥ 0 and y ≥ 0, which comes as itself and as y_fixed / 4096 + y_rest. The twin, with an explanation:
-// optim-cpu/src/math.rs.
-fn power(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> f32 {
+// xʸ for x ≥ 0 and y ≥ 0, which comes as itself and as high + low. The twin, with an explanation: optim-cpu/src/math.rs.
+fn power(x: f32, y: f32, high: f32, low: f32) -> f32 {
     // x = 2ᵉ · m with m between √½ and √2; subnormal numbers are scaled by 2²⁴ first
     var scaled = x;
     var bias = 127;
@@ -22,41 +21,38 @@ fn power(x: f32, y: f32, y_fixed: u32, y_rest: f32) -> f32 {
         bias = 151;
     }
     let bits = (bitcast<u32>(scaled) & 0x7fffffffu) + (0x3f800000u - 0x3f3504f3u);
-    let e = i32(bits >> 23u) - bias;
+    let e = f32(i32(bits >> 23u) - bias);
     let m = bitcast<f32>((bits & 0x007fffffu) + 0x3f3504f3u);
-    // log₂ m = 2 / ln 2 · artanh r,  r = (m − 1) / (m + 1)
+    // log₂ m = 2 / ln 2 · artanh r,  r = (m − 1) / (m + 1). The coefficients are those of the least error in that range.
     let r = (m - 1.0) / (m + 1.0);
     let q = r * r;
-    let log2_m = r * (2.88539 + q * (0.9617967 + q * (0.57707804 + q * (0.41219857 + q * 0.3205989))));
-    // t = y · log₂ x − whole, where whole + part / 4096 = y_fixed / 4096 · e without rounding
-    let product = i32(y_fixed) * e;
-    let whole = (product + 2048) >> 12u;
-    let part = f32(product - whole * 4096);
-    // from left to right: Mesa's compiler takes a sum in parentheses apart
-    var t = part / 4096.0 + y_rest * f32(e) + y * log2_m;
-    if (t > 1000.0) {
-        t = 1000.0;
+    let small = y * (r * (2.8853905 + q * (0.96158713 + q * 0.59581774)));
+    let t = high * e + small;
+    var near = t;
+    if (near > 200.0) {
+        near = 200.0;
     }
-    if (t < -1000.0) {
-        t = -1000.0;
+    if (near < -200.0) {
+        near = -200.0;
     }
-    // 2ᵗ = 2ᶠ · 2ᵏ with f between −½ and ½, and 2ᶠ by its series
     // adding 1.5 · 2²³ leaves the nearest integer in the low bits
-    let nearest = bitcast<i32>(t + 12582912.0) - 0x4b400000;
-    let f = t - f32(nearest);
-    let high = 0.009618129 + f * (0.0013333558 + f * (0.0001540353 + f * 0.000015252734));
-    let series = 1.0 + f * (0.6931472 + f * (0.2402265 + f * (0.05550411 + f * high)));
-    var k = whole + nearest;
-    if (k > 200) {
-        k = 200;
-    }
-    if (k < -200) {
-        k = -200;
-    }
+    let k = bitcast<i32>(near + 12582912.0) - 0x4b400000;
+    // from left to right: Mesa's compiler takes a sum in parentheses apart
+    let f = high * e - f32(k) + low * e + small;
+    // 2ᶠ for f between −½ and ½, likewise
+    let last = 0.055507854 + f * (0.009675628 + f * 0.001325945);
+    let fraction = 1.0 + f * (0.69314694 + f * (0.24022177 + f * last));
     // 2ᵏ in two halves, for it may be out of the range of an f32
     let half = k >> 1u;
-    var result = series * bitcast<f32>(u32((half + 127) << 23u));
+    var result = fraction * bitcast<f32>(u32((half + 127) << 23u));
     result = result * bitcast<f32>(u32((k - half + 127) << 23u));
+    // f is no fraction there
+    if (t > 200.0) {
+        result = bitcast<f32>(0x7f800000u);
+    }
+    if (t < -200.0) {
+        result = 0.0;
+    }
     if (x <= 0.0) {
         result = 0.0;
     }
@@ -107,8 +103,8 @@ fn update_power(s: Step, p: ptr<function, f32>, g: f32, n: ptr<function, f32>, z
     // a rate of 0: no change
     if (s.moves != 0u) {
         // (1) r = nᵏ,  n ← n + g²
-        let r = power(*n, s.power, s.power_fixed, s.power_rest);
+        let r = power(*n, s.power, s.power_high, s.power_low);
         *n = *n + g * g;
-        rebuild(s, p, g, z, r, power(*n, s.power, s.power_fixed, s.power_rest));
+        rebuild(s, p, g, z, r, power(*n, s.power, s.power_high, s.power_low));
     }
 }

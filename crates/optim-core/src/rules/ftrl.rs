@@ -97,16 +97,17 @@ step_scalars! {
     moves: u32,
     /// `k`
     power: f32,
-    /// `k` in units of 1/4096, rounded
-    power_fixed: u32,
+    /// `k` to the nearest multiple of 1/4096
+    power_high: f32,
     /// what is left of `k`
-    power_rest: f32,
+    power_low: f32,
     /// fills 32 bytes
     pad0: u32,
 }
 
-/// The most that [`Step::power_fixed`] may be: its product with an exponent must fit into 32 bits.
-const MOST_FIXED: f64 = 1.2e7;
+/// The most that `k` may be: its products with the logarithms of numbers must be finite. No number but 1 has a power near
+/// it that is not 0 or infinite.
+const MOST: f64 = 1e30;
 
 impl UpdateRule for Ftrl {
     fn name(&self) -> &'static str {
@@ -141,19 +142,18 @@ impl UpdateRule for Ftrl {
         if self.is_root() { "update" } else { "update_power" }
     }
 
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the number is in the range of a u32")]
     fn scalars(&self, at: &At) -> StepScalars {
-        let (inverse, power) = (single(1.0 / at.lr), -rounded(self.lr_power));
+        let (inverse, power) = (single(1.0 / at.lr), (-rounded(self.lr_power)).min(MOST));
         let moves = inverse.is_finite();
-        let fixed = (power * 4096.0).round().min(MOST_FIXED);
+        let high = single((power * 4096.0).round() / 4096.0);
         StepScalars::new(&Step {
             inverse_lr: if moves { inverse } else { 0.0 },
             l1: single(self.l1),
             two_l2: single(2.0 * rounded(self.l2)),
             moves: u32::from(moves),
             power: single(power),
-            power_fixed: fixed as u32,
-            power_rest: single(power - fixed / 4096.0),
+            power_high: high,
+            power_low: single(power - f64::from(high)),
             pad0: 0,
         })
     }

@@ -4,9 +4,12 @@ use multiversion::multiversion;
 use optim_core::format::BLOCK;
 use optim_core::rules::ftrl::Step;
 
-use crate::arch::{SPAN, fetch};
+use crate::arch::{SPAN, fetch_span};
 use crate::kernel::{Aligned, Kernel, Scaling, elementwise};
-use crate::math::{exponent, exponential};
+use crate::math::{Exponent, powers};
+
+// Elements between those that are worked on and those that are fetched.
+const AHEAD: usize = 768;
 
 // What follows (1), with the power of n.
 #[inline(always)]
@@ -50,42 +53,34 @@ fn walk_power(s: &Step, p: &mut [f32], g: &[f32], scaling: Scaling, n: &mut [f32
     if s.moves == 0 {
         return;
     }
-    let [mut t, mut before, mut after] = [Aligned([0.0; BLOCK]); 3];
-    let mut whole = Aligned([0; BLOCK]);
+    let exponent = Exponent { y: s.power, high: s.power_high, low: s.power_low };
+    let [mut before, mut after] = [Aligned([0.0; BLOCK]); 2];
     for start in (0..p.len()).step_by(BLOCK) {
         let len = BLOCK.min(p.len() - start);
-        (start..start + len).step_by(SPAN).for_each(|span| {
-            fetch(p, span);
-            fetch(g, span);
-            fetch(n, span);
-            fetch(z, span);
-        });
         let (p, g) = (&mut p[start..][..len], &g[start..][..len]);
         let (n, z) = (&mut n[start..][..len], &mut z[start..][..len]);
-        let (t, whole) = (&mut t.0[..len], &mut whole.0[..len]);
         let (before, after) = (&mut before.0[..len], &mut after.0[..len]);
         // (1) r = nᵏ,  n ← n + g²
-        for i in 0..len {
-            (t[i], whole[i]) = exponent(n[i], s.power, s.power_fixed, s.power_rest);
-        }
-        for i in 0..len {
-            before[i] = exponential(t[i], whole[i], n[i], s.power);
-        }
+        ahead(p);
+        powers(n, exponent, before);
+        ahead(g);
         for i in 0..len {
             let g = scaling.apply(g[i], p[i]);
             n[i] = n[i] + g * g;
         }
-        for i in 0..len {
-            (t[i], whole[i]) = exponent(n[i], s.power, s.power_fixed, s.power_rest);
-        }
-        for i in 0..len {
-            after[i] = exponential(t[i], whole[i], n[i], s.power);
-        }
+        ahead(n);
+        powers(n, exponent, after);
+        ahead(z);
         for i in 0..len {
             let g = scaling.apply(g[i], p[i]);
             rebuild(&s, &mut p[i], g, &mut z[i], before[i], after[i]);
         }
     }
+}
+
+#[inline(always)]
+fn ahead(block: &[f32]) {
+    (0..block.len()).step_by(SPAN).for_each(|span| fetch_span(block, span + AHEAD));
 }
 
 elementwise!(kernel = update, Step, [n, z]);
