@@ -59,6 +59,8 @@ const BATCH: usize = 16 << 20;
 pub(crate) struct Batch {
     pub(crate) params: Range<usize>,
     pub(crate) cuts: Vec<Cut>,
+    /// How many tasks in a row are one thread's, unless another one helps it.
+    pub(crate) own: usize,
 }
 
 /// How a step's memory is cut.
@@ -80,7 +82,8 @@ impl Cuts {
             bytes += layout.bytes(param);
             if param + 1 == forms.len() || measured && bytes + layout.bytes(param + 1) > BATCH {
                 let params = begin..param + 1;
-                batches.push(Batch { cuts: cuts(forms, &params, threads), params });
+                let cuts = cuts(forms, &params, threads);
+                batches.push(Batch { own: (cuts.len() + 1) / threads, cuts, params });
                 (begin, bytes) = (param + 1, 0);
             }
         }
@@ -282,9 +285,15 @@ pub(crate) enum Order {
     Backward,
 }
 
-/// Works on all pieces, in parallel if there are cuts. Each task has a workspace `T` of its own.
-pub(crate) fn run<T: Default, W>(cuts: &[Cut], layout: &Layout, order: Order, pieces: Pieces<'_, '_>, work: &W)
-where
+/// Works on all pieces, in parallel if there are cuts. Each task has a workspace `T` of its own. So many tasks in a row as `own`
+/// says are taken in this order; more are shared alike in either, so that each thread finds its own again.
+pub(crate) fn run<T: Default, W>(
+    cuts: &[Cut],
+    layout: &Layout,
+    (order, own): (Order, usize),
+    pieces: Pieces<'_, '_>,
+    work: &W,
+) where
     W: Fn(&mut Piece<'_>, &mut T) + Sync,
 {
     let Some(&cut) = cuts.get(cuts.len() / 2) else {
@@ -293,10 +302,9 @@ where
     };
     let (left, right) = pieces.split_at(cut, layout);
     let (before, after) = (&cuts[..cuts.len() / 2], &cuts[cuts.len() / 2 + 1..]);
-    let left = || run(before, layout, order, left, work);
-    let right = || run(after, layout, order, right, work);
-    // So many tasks are one thread's; more are cut alike in either order, so that each thread finds its own again.
-    if order == Order::Backward && cuts.len() < TASKS_PER_THREAD {
+    let left = || run(before, layout, (order, own), left, work);
+    let right = || run(after, layout, (order, own), right, work);
+    if order == Order::Backward && cuts.len() < own {
         rayon::join(right, left);
     } else {
         rayon::join(left, right);

@@ -338,7 +338,7 @@ impl Memory {
         work: impl Fn(&Form, &mut Piece<'_>, &mut Space) + Send + Sync,
     ) {
         let Self { forms, layout, arenas, cuts, rooms, alone, order, pool, .. } = self;
-        let Batch { params: range, cuts } = &cuts.batches[batch];
+        let Batch { params: range, cuts, own } = &cuts.batches[batch];
         let (forms, layout, pieces) = (&**forms, &*layout, Pieces::new(range, layout, params, arenas));
         let work = |piece: &mut Piece<'_>, space: &mut Space| {
             let form = &forms[piece.param];
@@ -350,9 +350,9 @@ impl Memory {
             rooms.give_back(mem::take(&mut space.room));
         };
         if *alone || cuts.is_empty() {
-            drive::run(&[], layout, *order, pieces, &work);
+            drive::run(&[], layout, (*order, *own), pieces, &work);
         } else {
-            pool.run(|| drive::run(cuts, layout, *order, pieces, &work));
+            pool.run(|| drive::run(cuts, layout, (*order, *own), pieces, &work));
             pool.stir();
         }
         Pool::done();
@@ -400,7 +400,7 @@ impl Memory {
         grads: &[Grad<'_>],
     ) {
         let Now { records, units, unit_starts, .. } = now;
-        let Batch { params: range, cuts } = &self.cuts.batches[batch];
+        let Batch { params: range, cuts, .. } = &self.cuts.batches[batch];
         let (first_unit, end) = (unit_starts[range.start], unit_starts[range.end]);
         let work = |space: &mut Space, (index, unit): (usize, &mut Row)| {
             let index = first_unit + index;
@@ -516,21 +516,22 @@ impl Engine for CpuEngine {
         }
 
         let mut progress = Progress::Applied;
-        if let Some(guard) = update.guard {
-            let verdict = self.decide(guard, update, params, grads);
-            let skipped = verdict.skip.is_some();
-            progress = Progress::Decided(verdict);
-            if skipped {
-                return Ok(progress);
+        let mut run = || {
+            if let Some(guard) = update.guard {
+                let verdict = self.decide(guard, update, params, grads);
+                let skipped = verdict.skip.is_some();
+                progress = Progress::Decided(verdict);
+                if skipped {
+                    return;
+                }
             }
-        }
-
-        let batches = self.memory.cuts.batches.len();
-        let mut run = || (0..batches).for_each(|batch| self.update_batch(batch, update, params, grads));
-        if batches > 1 && !alone {
-            pool.enter(run);
-        } else {
+            (0..self.memory.cuts.batches.len()).for_each(|batch| self.update_batch(batch, update, params, grads));
+        };
+        // All walks by one thread of the pool, which is waited for once.
+        if alone {
             run();
+        } else {
+            pool.enter(run);
         }
         Ok(progress)
     }
