@@ -1,5 +1,8 @@
 // LARS. The equations: optim-core/src/rules/lars.rs. The twin: optim-cpu/src/rules/lars.rs. It needs the prelude.
 
+// In place of a rate: no clipping.
+const UNCLIPPED = 3.40282347e38;
+
 // The squares that are summed, `g` unscaled.
 fn terms(p: f32, g: f32) -> vec3<f32> {
     return vec3(p * p, g * g, 0.0);
@@ -11,15 +14,14 @@ fn finish(s: Trust, shaping: ptr<function, Shaping>, sums: vec3<f32>) {
     let g_norm = sqrt(sums[1]);
     // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)
     var r = s.coefficient * p_norm / (s.weight_decay * p_norm + g_norm + s.epsilon);
-    // (2) r ← min(max(r / γ, 0), 1)
-    if (s.clip != 0.0) {
-        r = r / s.clip;
-        // `clamp` may make a number of what is none.
-        if (r < 0.0) {
+    // (2) r ← min(max(r / γ, 0), 1); 1 where γ = 0 and r > 0
+    if (s.clip < UNCLIPPED && r > 0.0) {
+        if (s.clip < 0.0) {
             r = 0.0;
-        }
-        if (r > 1.0) {
+        } else if (r >= s.clip) {
             r = 1.0;
+        } else {
+            r = r / s.clip;
         }
     }
     // (3) g ← r (g + δ p)

@@ -2,8 +2,8 @@
 
 use optim_tests::tolerance::{CONTROL_BOUND, JUDGE, JUDGE_FACTORED};
 use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, STACKS, Setup, Target, compare, on_every_backend, reference};
-use optimizers::Rule;
 use optimizers::rule::Passes;
+use optimizers::{Lars, Momentum, Rule};
 
 /// Trains a problem on the backend and by the judge; gives the worst error.
 fn error(setup: &Setup, problem: &Problem, target: Target) -> f64 {
@@ -43,6 +43,15 @@ on_every_backend! {
                 error(&Setup::new(&rule, 1e-2), &problem, target);
                 error(&Setup { rule, groups: vec![(1e-2, 0.1)], loss_scale: 1000.0 }, &problem, target);
             }
+        }
+    }
+
+    /// LARS with a ratio that is clipped, at a rate of 0, such as a warm-up's first, and at others.
+    fn clipped_ratios(target) {
+        let problem = Problem::new(AWKWARD, 3, 8);
+        let rule = Rule::from(Lars { use_clip: true, ..Lars::new(Momentum::new(0.1, 0.9)) });
+        for lr in [0.0, 1e-4, 1.0] {
+            error(&Setup { rule: rule.clone(), groups: vec![(lr, 0.1), (lr, 0.0)], loss_scale: 1.0 }, &problem, target);
         }
     }
 

@@ -169,7 +169,8 @@ fn measured_at_once_or_before() {
                         let mut record = record(&rules[tensor.rule], applied + 1);
                         (record.stages.ema, record.stages.max_norm) = (0.1, max_norm);
                         if tensor.rule == 1 {
-                            record.trust = Trust { coefficient: 0.02, epsilon: 1e-8, weight_decay: 0.1, clip: 0.0 };
+                            record.trust =
+                                Trust { coefficient: 0.02, epsilon: 1e-8, weight_decay: 0.1, clip: Trust::UNCLIPPED };
                         }
                         record
                     });

@@ -410,13 +410,16 @@ pub struct Trust {
     pub epsilon: f32,
     /// `δ`, the weight decay inside the ratio.
     pub weight_decay: f32,
-    /// The rate against which the ratio is clipped; 0 for no clipping.
+    /// The rate `γ` against which the ratio is clipped, which may be 0; [`UNCLIPPED`](Self::UNCLIPPED) for no clipping.
     pub clip: f32,
 }
 
 impl Trust {
     /// No trust ratio.
-    pub const NONE: Self = Self { coefficient: -1.0, epsilon: 0.0, weight_decay: 0.0, clip: 0.0 };
+    pub const NONE: Self = Self { coefficient: -1.0, epsilon: 0.0, weight_decay: 0.0, clip: Self::UNCLIPPED };
+
+    /// In place of a rate: the largest number, which is none.
+    pub const UNCLIPPED: f32 = f32::MAX;
 
     /// Whether there is a trust ratio.
     #[must_use]

@@ -22,7 +22,8 @@ impl Judge for Lars {
         let g_norm = g.iter().map(|x| x * x).sum::<f64>().sqrt();
         let decay = now.weight_decay;
         let mut ratio = self.coefficient * p_norm / (g_norm + decay * p_norm + self.epsilon);
-        if self.clip {
+        // The limit for a rate that goes to 0 is 1.
+        if self.clip && ratio > 0.0 {
             ratio = (ratio / now.lr).clamp(0.0, 1.0);
         }
         let mut scaled = vec![0.0; g.len()];

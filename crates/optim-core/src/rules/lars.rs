@@ -17,7 +17,7 @@ use crate::{Error, Parameter, Rate, Result, Rule};
 ///
 /// ```text
 /// r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)                  (1)
-/// r ← min(max(r / γ, 0), 1)                      (2)    only with use_clip
+/// r ← min(max(r / γ, 0), 1)                      (2)    only with use_clip; 1 where γ = 0 and r > 0
 /// g ← r (g + δ p)                                (3)    then the inner rule, without decay of its own
 /// ```
 ///
@@ -162,7 +162,7 @@ impl UpdateRule for Lars {
             coefficient: single(self.coefficient),
             epsilon: single(self.epsilon),
             weight_decay: single(decay),
-            clip: if self.use_clip { single(at.lr) } else { 0.0 },
+            clip: if self.use_clip { single(at.lr) } else { Trust::UNCLIPPED },
         })
     }
 

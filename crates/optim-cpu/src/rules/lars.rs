@@ -20,9 +20,15 @@ pub(crate) fn finish(s: &Trust, shaping: &mut Shaping, sums: Sums) {
     let g_norm = sums[1].sqrt();
     // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)
     let mut r = s.coefficient * p_norm / (s.weight_decay * p_norm + g_norm + s.epsilon);
-    // (2) r ← min(max(r / γ, 0), 1)
-    if s.clip != 0.0 {
-        r = (r / s.clip).clamp(0.0, 1.0);
+    // (2) r ← min(max(r / γ, 0), 1); 1 where γ = 0 and r > 0
+    if s.clip < Trust::UNCLIPPED && r > 0.0 {
+        if s.clip < 0.0 {
+            r = 0.0;
+        } else if r >= s.clip {
+            r = 1.0;
+        } else {
+            r = r / s.clip;
+        }
     }
     // (3) g ← r (g + δ p)
     shaping.factor = r * shaping.factor;
