@@ -178,11 +178,18 @@ fn main(@builtin(local_invocation_index) lane: u32) {
             if (next.scale < guard.floor) {
                 next.scale = guard.floor;
             }
+            // With a factor below 1 it has grown.
+            if (next.scale > guard.cap) {
+                next.scale = guard.cap;
+            }
             next.last = next.current;
         } else if ((next.current - next.last) % guard.window == 0u) {
             let grown = next.scale * guard.growth;
             if (grown <= guard.cap) {
                 next.scale = grown;
+            }
+            if (next.scale < guard.floor) {
+                next.scale = guard.floor;
             }
         }
     }

@@ -49,10 +49,29 @@ fn assert_same(a: &Run, b: &Run) {
     }
 }
 
+fn dynamic_scale(init_loss_scale: f64) -> DynamicLossScale {
+    DynamicLossScale { init_loss_scale, ..DynamicLossScale::default() }
+}
+
 /// What an overflow looks like.
 const BAD: [f32; 3] = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
 
 on_every_backend! {
+    /// Bounds hold for a factor below 1 as well, which turns growing and falling round.
+    fn bounds(target) {
+        let scale = DynamicLossScale { scale_factor: 0.5, scale_window: 1, floor: 1.0, cap: 8.0, ..dynamic_scale(4.0) };
+        let mut training = Training::new(scale, target);
+        let scales = |training: &mut Training, overflow: Option<f32>| -> Vec<f64> {
+            let step = |_| {
+                assert_eq!(training.step(overflow).applied(), overflow.is_none(), "{overflow:?}");
+                training.optimizer.loss_scale().unwrap()
+            };
+            (0..4).map(step).collect()
+        };
+        assert_eq!(scales(&mut training, None), [2.0, 1.0, 1.0, 1.0]);
+        assert_eq!(scales(&mut training, Some(f32::NAN)), [2.0, 4.0, 8.0, 8.0]);
+    }
+
     /// The recorded sequences: scale and counters after each step; nothing but them moves on overflow.
     fn dynamic(target) {
         let mut sequences = 0;

@@ -203,8 +203,8 @@ pub fn decide(
     }
 
     if skip.is_some() {
-        control.bad += 1;
-        control.skipped += 1;
+        control.bad = control.bad.wrapping_add(1);
+        control.skipped = control.skipped.wrapping_add(1);
     } else {
         control.bad = 0;
         control.applied = control.applied.wrapping_add(1);
@@ -215,11 +215,18 @@ pub fn decide(
             if control.scale < scaler.floor {
                 control.scale = scaler.floor;
             }
+            // With a factor below 1 it has grown.
+            if control.scale > scaler.cap {
+                control.scale = scaler.cap;
+            }
             control.last = control.current;
-        } else if (control.current - control.last).is_multiple_of(scaler.window) {
+        } else if control.current.wrapping_sub(control.last).is_multiple_of(scaler.window) {
             let grown = control.scale * scaler.factor;
             if grown <= scaler.cap {
                 control.scale = grown;
+            }
+            if control.scale < scaler.floor {
+                control.scale = scaler.floor;
             }
         }
     }
@@ -270,7 +277,8 @@ pub struct DynamicLossScale {
     /// The first scale, finite and ≥ 1. Default 2²⁴. Trap: far too large for most models, so that the first steps are skipped until
     /// it fits.
     pub init_loss_scale: f64,
-    /// The factor of growth, finite and > 0. Default 2.
+    /// The factor of growth, finite and > 0. Default 2. Trap: below 1 the scale falls while steps are finite and grows when they are
+    /// not, as in MindSpore; here within the bounds.
     pub scale_factor: f64,
     /// The finite steps after which it grows, ≥ 1. Default 2000.
     pub scale_window: u32,
