@@ -33,7 +33,7 @@ impl Reader<File> {
     /// Opens a file and checks its header.
     ///
     /// # Errors
-    /// [`Error::File`] if it cannot be read, [`Error::StateFile`] if it is not a state file of this library.
+    /// [`Error::File`] if it cannot be read, [`Error::StateFile`] if it is damaged, or no state file of this library.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let name = path.as_ref().display().to_string();
         match File::open(path) {

@@ -21,7 +21,8 @@ const CHUNK: usize = 1 << 20;
 /// `.<name>.<process>.<number>.tmp` may be left beside it, which can be removed. A symbolic link is replaced, not followed.
 ///
 /// # Errors
-/// [`Error::File`] for what the operating system refuses: the old file is as it was. Those of [`Optimizer::state`].
+/// [`Error::File`] for what the operating system refuses: the old file is as it was, but where the message says that the new one is
+/// in its place and only its directory could not be forced to the disk. Those of [`Optimizer::state`].
 pub fn save(optimizer: &mut Optimizer, path: impl AsRef<Path>) -> Result<u64> {
     let path = path.as_ref();
     let state = optimizer.state()?;
@@ -45,9 +46,18 @@ pub fn save(optimizer: &mut Optimizer, path: impl AsRef<Path>) -> Result<u64> {
         let _ = fs::remove_file(&temporary);
         return saved;
     }
-    sync_directory(path).map_err(|error| refuse(path, "forcing its directory to the disk", error))?;
-    saved
+    match sync_directory(path) {
+        // There are directories that may be written to and not opened, and systems that force none to the disk.
+        Err(error) if !CANNOT.contains(&error.kind()) => {
+            Err(refuse(path, "saved, but forcing its directory to the disk", error))
+        }
+        _ => saved,
+    }
 }
+
+/// What a system says that does not force this directory to the disk.
+const CANNOT: [io::ErrorKind; 3] =
+    [io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported];
 
 /// A name beside a file that no other save has.
 fn beside(path: &Path) -> Option<PathBuf> {
