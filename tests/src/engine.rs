@@ -179,10 +179,11 @@ impl Case {
     }
 }
 
-/// Where an update stands: a rate of 0.01, decoupled decay of 0.1 if the rule has it.
+/// Where an update stands: a rate of 0.01 or the rule's own, decoupled decay of 0.1 if the rule has it.
 #[must_use]
 pub fn at(rule: &Rule, t: u32) -> At {
-    let (lr, weight_decay) = (0.01, if rule.spec().decay() == Decay::Decoupled { 0.1 } else { 0.0 });
+    let (lr, weight_decay) =
+        (rule.spec().own_lr(t.into()).unwrap_or(0.01), if rule.spec().decay() == Decay::Decoupled { 0.1 } else { 0.0 });
     let beta_powers = rule.spec().betas().map(|beta| beta.powi(t.try_into().expect("few updates")));
     At { t: t.into(), lr, previous_lr: lr, weight_decay, beta_powers, dynamic_lr: false, first: t == 1 }
 }

@@ -7,8 +7,8 @@ use optimizers::core::backend::Element;
 use optimizers::core::{DynamicLossScale, Ema, Estimate, Master, Origin, Select, StateDType};
 use optimizers::schedule::{Linear, ReduceOnPlateau};
 use optimizers::{
-    AdaFactor, Adam, AdamW, Builder, DType, Error, Grad, Lion, Momentum, Optimizer, Outcome, ParamGroup, Parameter,
-    Rate, Result, Rule, Sgd,
+    AdaFactor, Adam, AdamW, Builder, DType, Error, Grad, Lars, Lion, Momentum, NAdam, Optimizer, Outcome, ParamGroup,
+    Parameter, Rate, Result, Rule, Sgd,
 };
 
 /// Parameters of these shapes: the first half in one group, the others in another.
@@ -152,9 +152,54 @@ on_every_backend! {
             assert_eq!(refused(optimizer.edit(1, |sgd: &mut Sgd| sgd.momentum = 0.0)), "group 1: Sgd");
             assert_eq!(refused(optimizer.edit(0, |adam: &mut Adam| adam.use_amsgrad = true)), "group 0: Adam");
             // Rate and decay are settings of the group.
-            optimizer.edit(0, |adam: &mut Adam| (adam.lr, adam.weight_decay) = (9.0.into(), 9.0)).unwrap();
+            assert_eq!(refused(optimizer.edit(0, |adam: &mut Adam| adam.lr = 9.0.into())), "group 0: Adam.lr");
+            let decay = optimizer.edit(0, |adam: &mut Adam| adam.weight_decay = 9.0);
+            assert_eq!(refused(decay), "group 0: Adam.weight_decay");
         });
         assert_same(&undisturbed, &disturbed.run("disturbed"));
+    }
+
+    /// LARS keeps the kernel that it was built around.
+    fn inner_rules(target) {
+        let problem = Problem::shaped(&SHAPES, 3, 8);
+        let lars = |inner: Rule| Lars::new(inner);
+        let adam = || Rule::from(Adam::new(0.1));
+        let builder = || lars(adam()).params(&problem.parameters);
+        let undisturbed = train(builder(), target, &problem, |_, _| ()).run("undisturbed");
+        let disturbed = train(builder(), target, &problem, |optimizer, _| {
+            // One with as many slots would read the other's numbers.
+            let other = optimizer.edit(0, |lars: &mut Lars| *lars.inner = NAdam::new(0.1).into());
+            assert_eq!(refused(other), "the optimizer: Lars");
+        });
+        assert_same(&undisturbed, &disturbed.run("disturbed"));
+        let later = move |lars: &mut Lars, update: u64| {
+            if update > 0 {
+                *lars.inner = adam();
+            }
+        };
+        let group = ParamGroup::new(&problem.parameters).vary(later);
+        let mut varied = start(lars(Momentum::new(0.1, 0.9).into()).groups([group]), target, &problem);
+        assert!(varied.step(&gradients(&problem, 0)).applied(), "as it was built");
+        assert_eq!(refused(varied.try_step(&gradients(&problem, 1))), "group 0: vary");
+    }
+
+    /// A rate that a rule makes itself is told, scaled, and given up for one of the caller's.
+    fn rates_of_the_rules_own(target) {
+        let problem = Problem::shaped(&SHAPES, 2, 9);
+        let relative = || AdaFactor::default().params(&problem.parameters);
+        let still = train(relative().lr_scale(|_| 0.0), target, &problem, |_, _| ());
+        assert_eq!(still.values(), problem.start, "a scale of 0");
+        let mut training = start(relative().lr_scale(|_| 0.5), target, &problem);
+        assert_eq!(training.optimizer.lr(0), Ok(0.01));
+        let name = problem.parameters[0].name();
+        assert_eq!(training.optimizer.explain(name).unwrap().next_lr, Some(0.005));
+        let report = training.try_step(&gradients(&problem, 0)).unwrap();
+        assert_eq!(*report.rates, [0.01]);
+
+        training.optimizer.edit(0, |rule: &mut AdaFactor| {
+            (rule.lr, rule.relative_step) = (Some(0.25.into()), false);
+        }).unwrap();
+        assert_eq!(*training.try_step(&gradients(&problem, 1)).unwrap().rates, [0.25]);
     }
 
     /// A group added after two updates is one that was there from the start, without gradients until then, for every rule and with

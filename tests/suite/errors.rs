@@ -6,11 +6,13 @@ use half::f16;
 use optim_tests::{Bound, Run, Target, compare, on_every_backend};
 use optimizers::core::{Backend, Master};
 use optimizers::rule::{At, CustomRule, Passes, Slot, SlotShape, StepScalars, UpdateRule};
-use optimizers::schedule::{CosineDecay, ExponentialDecay, InverseDecay, NaturalExpDecay, PolynomialDecay, WarmUp};
+use optimizers::schedule::{
+    CosineDecay, ExponentialDecay, InverseDecay, NaturalExpDecay, PolynomialDecay, ReduceOnPlateau, WarmUp,
+};
 use optimizers::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
     DeviceMemory, Error, Ftrl, Grad, IntoBackend, Lamb, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, ParamGroup,
-    ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Sgd,
+    ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Select, Sgd,
 };
 
 /// A backend that must not be opened: input is checked first.
@@ -87,14 +89,92 @@ fn frozen_parameters() {
     assert_refused!(Adam::default().params([weight(), frozen]), Error::FrozenParameter { .. }, "\"bn.mean\"");
 }
 
-/// `usize` counts bytes of an f32 and its padding, so shapes overflow before their length does. A zero extent is no excuse.
+/// `usize` counts bytes of state and their padding, so shapes overflow before their length does. A zero extent is no excuse.
 #[test]
 fn overflowing_shapes() {
-    for shape in [vec![usize::MAX], vec![1 << 32, 1 << 32], vec![1 << 61], vec![usize::MAX, 2, 0]] {
+    let zeros = [vec![usize::MAX, 2, 0], vec![0, usize::MAX, 2], vec![1 << 30, 0, 1 << 30]];
+    for shape in [vec![usize::MAX], vec![1 << 32, 1 << 32], vec![1 << 54], vec![1 << 60]].into_iter().chain(zeros) {
         let parameter = Parameter::new("big", shape.clone());
         let error = refused(Adam::default().params([parameter]), &["\"big\"", &format!("{shape:?}")]);
         assert_eq!(error, Error::ShapeOverflow { name: "big".into(), shape });
     }
+}
+
+/// Nor may many together, by whatever way they come.
+#[test]
+fn overflowing_lists() {
+    let huge = |name: &str| Parameter::new(name, [(1 << 53) + (1 << 52)]);
+    let both = Adan::default().params([huge("first"), huge("second")]);
+    assert!(matches!(both.estimate(), Err(Error::ShapeOverflow { name, .. }) if name == "second"), "an estimate");
+    assert_refused!(both, Error::ShapeOverflow { .. }, "\"second\"");
+    let table = Parameter::new("table", [0, 1 << 40]);
+    let mut optimizer = Adam::default().params([table]).build(Target::ALL[0]).unwrap();
+    let error = optimizer.resize_rows("table", 1 << 25, &[]).unwrap_err();
+    assert!(matches!(error, Error::ShapeOverflow { .. }), "{error:?}");
+}
+
+/// What a group lists is what was given to choose from, and that is given once.
+#[test]
+fn pools() {
+    let pool = || Adam::default().params([weight(), bias()]);
+    let other = ParamGroup::new([Parameter::new("weight", [3, 2])]);
+    assert_refused!(
+        pool().groups([other, ParamGroup::matching(Select::rest())]),
+        Error::HyperParameter { .. },
+        "weight",
+        "[3, 2]"
+    );
+    let halves = ParamGroup::new([weight().with_dtype(DType::F16)]);
+    assert_refused!(
+        pool().groups([halves, ParamGroup::matching(Select::rest())]),
+        Error::HyperParameter { .. },
+        "weight",
+        "F16"
+    );
+    let twice = Adam::default().params([weight(), weight()]).groups([ParamGroup::new([weight()])]);
+    assert_refused!(twice, Error::DuplicateParameter { .. }, "\"weight\"");
+}
+
+/// Groups are told apart by their names.
+#[test]
+fn group_names() {
+    let groups = |name| [ParamGroup::new([weight()]).name("body"), ParamGroup::new([bias()]).name(name)];
+    assert_refused!(Adam::default().groups(groups("body")), Error::HyperParameter { .. }, "name", "\"body\"");
+    let mut optimizer = Adam::default().groups(groups("head")).build(Target::ALL[0]).unwrap();
+    let third = ParamGroup::new([Parameter::new("third", [1])]).name("head");
+    assert!(matches!(optimizer.add_group(third), Err(Error::HyperParameter { .. })), "a name that there is");
+    let unnamed = Adam::default().params([weight()]).build(Target::ALL[0]).unwrap();
+    assert!(matches!(unnamed.group_named(""), Err(Error::Unknown { .. })), "no name is not an empty one");
+}
+
+/// A weight decay does not follow a metric: nothing would tell it.
+#[test]
+fn decays_on_a_plateau() {
+    let plateau = || ReduceOnPlateau::new(0.5).unwrap();
+    assert_refused!(
+        Adam::default().params([weight()]).weight_decay(plateau()),
+        Error::HyperParameter { .. },
+        "adam.weight_decay",
+        "schedule"
+    );
+    let mut optimizer = Adam::default().params([weight()]).build(Target::ALL[0]).unwrap();
+    assert!(matches!(optimizer.set_weight_decay(0, plateau()), Err(Error::HyperParameter { .. })), "set later");
+}
+
+/// A step by name needs all names; the error has those that are missing.
+#[test]
+fn steps_by_name() {
+    let mut optimizer = Sgd::new(1.0).params([weight(), bias()]).build(Target::ALL[0]).unwrap();
+    let (mut w, mut b, g) = ([1.0_f32; 6], [1.0_f32; 3], [1.0_f32; 6]);
+    let some = optimizer.step_named([("weight", (&mut w).into(), (&g).into())]).unwrap_err();
+    assert_eq!(some, Error::LeftOut { what: "the step", names: vec!["bias".into()] });
+    names(&some, &["bias"]);
+    let odd = optimizer.step_named([("weigth", (&mut w).into(), (&g).into())]).unwrap_err();
+    assert!(matches!(odd, Error::Unknown { .. }), "{odd:?}");
+    assert_eq!((w, optimizer.step_count()), ([1.0; 6], 0), "nothing has changed");
+    let all = [("bias", (&mut b).into(), Grad::None), ("weight", (&mut w).into(), (&g).into())];
+    assert!(optimizer.step_named(all).unwrap().applied(), "in any order");
+    assert_eq!((w, b), ([0.0; 6], [1.0; 3]));
 }
 
 /// A gradient may be of any type; a parameter's memory is of the declared one: see `types`.
@@ -115,11 +195,11 @@ fn orders() {
     let other = Parameter::new("other", [1]);
     let stranger = [weight(), bias(), other.clone()];
     assert_refused!(grouped().order_params(&stranger), Error::Unknown { .. }, "\"other\"", "weight, bias");
-    assert_refused!(grouped().order_params([&weight()]), Error::Count { expected: 2, got: 1, .. }, "2", "1");
+    assert_refused!(grouped().order_params([&weight()]), Error::LeftOut { .. }, "order", "bias");
     let twice = [weight(), weight()];
     assert_refused!(grouped().order_params(&twice), Error::DuplicateParameter { .. }, "\"weight\"");
     let none: [Parameter; 0] = [];
-    assert_refused!(grouped().order_params(&none), Error::Count { .. }, "2", "0");
+    assert_refused!(grouped().order_params(&none), Error::LeftOut { .. }, "weight, bias");
 }
 
 /// Values that no positive hyper-parameter takes.

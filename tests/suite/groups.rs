@@ -357,7 +357,7 @@ on_every_backend! {
         let momentum = move |sgd: &mut Sgd, update: u64| sgd.momentum = late(update, 0.9, 0.0);
         let sgd = Sgd { momentum: 0.5, ..Sgd::default() };
         for (builder, name) in [
-            (Adam::default().params(model()).groups([rest().vary(beta)]), "adam.beta1"),
+            (Adam::default().params(model()).groups([rest().vary(beta)]), "group 0 at update 2: adam.beta1"),
             (sgd.params(model()).groups([rest().vary(momentum)]), "group 0: vary"),
         ] {
             let mut training = Training::new(builder, target, &problem.start).unwrap();

@@ -286,7 +286,7 @@ fn of_every_rule() {
     rules.push(Ftrl { lr_power: -1.123_456, l1: 0.3, l2: 0.7, ..Ftrl::new(0.1) }.into());
     for rule in &rules {
         for (t, lr) in UPDATES.into_iter().flat_map(|t| [0.0, 1e-3, 0.1, 17.0].map(|lr| (t, lr))) {
-            let at = at(t, lr, rule.spec().betas());
+            let at = at(t, rule.spec().own_lr(t).unwrap_or(lr), rule.spec().betas());
             let (got, expected) = (scalars(rule.spec(), &at), expected(rule, &at));
             assert_eq!(got.len(), expected.len(), "{rule:?}");
             for ((name, word), (expected_name, expected)) in got.into_iter().zip(expected) {

@@ -2,15 +2,15 @@
 
 use optim_tests::engine::{Formats, Numbers};
 use optim_tests::resume::Everything;
-use optim_tests::{Naive, Resumable, on_every_backend};
+use optim_tests::{Naive, Resumable, Target, on_every_backend};
 use optimizers::core::backend::Element;
 use optimizers::core::format::{Master, StateDType, bf16_to_f32, join};
 use optimizers::core::state::{StateArray, VERSION};
 use optimizers::core::{DynamicLossScale, Ema};
 use optimizers::schedule::{Constant, ReduceOnPlateau, from_fn};
 use optimizers::{
-    Adagrad, Adam, AdamW, Builder, DType, Error, Grad, Hyper, Lion, LoadOptions, LoadReport, Momentum, Optimizer,
-    ParamGroup, Parameter, Result, Rule, Sgd, StateMeta, StateSource,
+    Adagrad, Adam, AdamW, Asgd, Builder, DType, Error, Grad, Hyper, Lion, LoadOptions, LoadReport, Momentum, Optimizer,
+    ParamGroup, Parameter, RAdam, Result, Rule, Sgd, StateMeta, StateSource,
 };
 
 const STRICT: LoadOptions =
@@ -138,9 +138,9 @@ fn goes_to_any_backend() {
             from.run(10).unwrap();
             let before = from.everything().unwrap();
             let mut back = from.fresh(Naive::default()).unwrap();
-            for &target in optim_tests::Target::ALL {
+            for &target in Target::ALL {
                 #[cfg(feature = "gpu")]
-                if cfg!(skip_gpu) && target == optim_tests::Target::Gpu {
+                if cfg!(skip_gpu) && target == Target::Gpu {
                     continue;
                 }
                 let mut there = from.fresh(target).unwrap();
@@ -196,8 +196,23 @@ fn groups_at_different_places_do_not_merge() {
     let mut params = ones(&from);
     steps(&mut from, &mut params, 2);
     let mut to = build(Adam::default().params([&a, &b]));
-    let expected = "the optimizer: its parameters come from groups 0, 1, which are not at one place";
+    let expected = "the optimizer: its parameters come from groups 0, 1, where the powers of their betas differ";
     assert_eq!(problems(&mut to, &mut from.state().unwrap(), STRICT), [expected]);
+    // Rates that were different do not matter, but to a rule that goes on from them.
+    let rates = || [ParamGroup::new([&a]).lr(0.1), ParamGroup::new([&b]).lr(0.2)];
+    for (rule, goes_on) in [(adam(), true), (Asgd::default().into(), false)] {
+        let build = |builder: Builder| builder.build(Target::ALL[0]).unwrap();
+        let mut from = build(Builder::new(rule.clone()).groups(rates()));
+        let mut to = build(Builder::new(rule).params([&a, &b]));
+        let mut params = ones(&from);
+        steps(&mut from, &mut params, 2);
+        if goes_on {
+            assert_eq!(load(&mut to, &mut from.state().unwrap(), STRICT).unwrap().step, 2);
+        } else {
+            let expected = "the optimizer: its parameters come from groups 0, 1, where their last rates differ";
+            assert_eq!(problems(&mut to, &mut from.state().unwrap(), STRICT), [expected]);
+        }
+    }
     // At the start, all are at one place.
     let mut at_start = build(Adam::default().groups([ParamGroup::new([&a]).lr(0.1), ParamGroup::new([&b])]));
     assert_eq!(load(&mut to, &mut at_start.state().unwrap(), STRICT).unwrap().step, 0);
@@ -327,7 +342,7 @@ fn refuses_nonsense() {
     let mut from = build(Adam::default().params(&w).loss_scale(dynamic));
     let mut to = build(Adam::default().params(&w).loss_scale(dynamic));
     type Change = fn(&mut StateMeta);
-    let cases: [(&str, Change); 13] = [
+    let cases: [(&str, Change); 14] = [
         ("layout has version 3", |meta| meta.version = VERSION + 1),
         ("step count", |meta| meta.step = u64::MAX),
         ("twice", |meta| meta.parameters.push(meta.parameters[0].clone())),
@@ -341,6 +356,7 @@ fn refuses_nonsense() {
         ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().last = 9),
         ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().bad = 1),
         ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().skipped = u32::MAX),
+        ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().skipped = 1 << 31),
     ];
     for (expected, change) in cases {
         let mut copy = Copy::of(&mut from);
@@ -478,6 +494,12 @@ fn what_cannot_be_kept_is_refused() {
     assert!(found.len() == 1 && found[0].contains("adam.beta1"), "{found:?}");
     copy.meta.groups[0].config = Some(Momentum::new(0.1, 0.9).into());
     let found = problems(&mut to, &mut copy, keep);
+    assert!(found.len() == 1 && found[0].contains("its rule is adam in the state"), "{found:?}");
+    copy.meta.groups[0].config = Some(RAdam::new(0.1).into());
+    let found = problems(&mut to, &mut copy, keep);
+    assert!(found.len() == 1 && found[0].contains("its rule is adam in the state"), "{found:?}");
+    copy.meta.groups[0].config = Some(Adam { use_amsgrad: true, ..Adam::default() }.into());
+    let found = problems(&mut to, &mut copy, keep);
     assert!(found.len() == 1 && found[0].contains("needs other state"), "{found:?}");
     copy.meta.groups[0].config = Some(adam());
     copy.meta.groups[0].lr = Some(f64::NAN.into());
@@ -592,7 +614,7 @@ on_every_backend! {
         let mut copy = Copy::of(&mut from.optimizer);
         copy.reads = 2;
         let error = load(&mut to.optimizer, &mut copy, STRICT).unwrap_err();
-        assert_eq!(error.to_string(), "memory is not a state file of this library: it fails", "the source's error");
+        assert_eq!(error.to_string(), "memory cannot be read as a state file: it fails", "the source's error");
         for error in [to.run(1).unwrap_err(), to.optimizer.state().map(|_| ()).unwrap_err()] {
             assert!(error.to_string().contains("load a state first"), "{error}");
         }

@@ -10,7 +10,7 @@ use crate::estimate::Estimate;
 use crate::format::{self, Master, StateDType};
 use crate::group::{Centralization, Edit};
 use crate::guard::{Clip, LossScale};
-use crate::optimizer::Parts;
+use crate::optimizer::{Parts, same_state};
 use crate::rule::{At, MAX_SLOTS, Passes, SlotShape};
 use crate::settings::{Ema, Group, Origin, Settings};
 use crate::{DType, Error, Optimizer, ParamGroup, Parameter, Rate, Result, Rule};
@@ -277,9 +277,12 @@ impl Builder {
                 .map(|(index, group)| self.resolve(group, self.place(index)))
                 .collect::<Result<_>>()?,
         };
+        check_group_names(groups.iter())?;
         let mut names = HashSet::new();
+        let mut elements = 0;
         for (parameter, _) in &members {
-            check_parameter(parameter)?;
+            check_trainable(parameter)?;
+            elements += check_shape(parameter, elements)?;
             if !names.insert(parameter.name()) {
                 return Err(Error::DuplicateParameter { name: parameter.name().into() });
             }
@@ -344,7 +347,7 @@ impl Builder {
             let mut first = rule.clone();
             apply(&group.varies, &mut first)?;
             validate_rule(&first, &format!("{place}: {name}"))?;
-            check_vary(&place, rule.spec().entry(), &first)?;
+            check_vary(&place, &rule, &first)?;
         }
         if let Some(lr) = &group.lr {
             if !rule.spec().takes_lr() {
@@ -424,6 +427,10 @@ impl Builder {
     }
 
     fn claimed<'a>(&self, pool: &'a [Parameter]) -> Result<Vec<(&'a Parameter, usize)>> {
+        let mut names = HashSet::new();
+        if let Some(twice) = pool.iter().find(|parameter| !names.insert(parameter.name())) {
+            return Err(Error::DuplicateParameter { name: twice.name().into() });
+        }
         let mut claims: Vec<Option<usize>> = vec![None; pool.len()];
         let is_rest = |group: &ParamGroup| group.select.as_ref().is_some_and(crate::Select::is_rest);
         let in_order = self.groups.iter().enumerate().filter(|(_, group)| !is_rest(group));
@@ -437,6 +444,14 @@ impl Builder {
                     let expected = pool.iter().map(Parameter::name).collect::<Vec<_>>().join(", ");
                     return Err(Error::Unknown { what: "parameter", name: listed.name().into(), expected });
                 };
+                if listed != &pool[at] {
+                    let name = format!("{}: parameter {:?}", self.place(index), listed.name());
+                    return Err(Error::HyperParameter {
+                        name,
+                        expected: "as given to `params`",
+                        got: format!("{listed:?}"),
+                    });
+                }
                 if claims[at].replace(index).is_some() {
                     return Err(Error::DuplicateParameter { name: listed.name().into() });
                 }
@@ -477,7 +492,8 @@ impl Builder {
             }
         }
         if !known.is_empty() {
-            return Err(Error::Count { what: "ordered parameter", expected: members.len(), got: ordered.len() });
+            let left = members.iter().map(|(parameter, _)| parameter.name()).filter(|name| known.contains_key(name));
+            return Err(Error::LeftOut { what: "the order", names: left.map(str::to_owned).collect() });
         }
         Ok(ordered)
     }
@@ -504,14 +520,27 @@ impl Builder {
     }
 }
 
-/// Refuses a rule that a group varies if it keeps its state in another way than that of this kernel function.
-pub(crate) fn check_vary(place: &str, entry: &str, rule: &Rule) -> Result<()> {
-    let got = rule.spec().entry();
-    if got == entry {
+/// Refuses what a group has made of its rule if that has another kernel or keeps its state in another way.
+pub(crate) fn check_vary(place: &str, own: &Rule, varied: &Rule) -> Result<()> {
+    if same_state(varied, own) {
         return Ok(());
     }
     let (name, expected) = (format!("{place}: vary"), "a change that leaves the rule's state as it is");
-    Err(Error::HyperParameter { name, expected, got: format!("{entry} to {got}") })
+    Err(Error::HyperParameter { name, expected, got: format!("{varied:?}") })
+}
+
+/// Two groups of one name could not be told apart by it.
+pub(crate) fn check_group_names<'a>(groups: impl Iterator<Item = &'a Group>) -> Result<()> {
+    let mut names = HashSet::new();
+    for group in groups {
+        if let Some(name) = group.name()
+            && !names.insert(name)
+        {
+            let (place, expected) = (&group.place, "another than that of an earlier group");
+            return Err(Error::HyperParameter { name: format!("{place}: name"), expected, got: format!("{name:?}") });
+        }
+    }
+    Ok(())
 }
 
 /// The depth of each name: 0 before the first layer, then the layers, then what lies behind the last.
@@ -528,16 +557,26 @@ fn depths<'a>(names: impl Iterator<Item = &'a str>) -> Vec<u64> {
     layers.into_iter().enumerate().map(depth).collect()
 }
 
-fn check_parameter(parameter: &Parameter) -> Result<()> {
-    let name = parameter.name().to_owned();
-    if !parameter.is_trainable() {
-        return Err(Error::FrozenParameter { name });
+fn check_trainable(parameter: &Parameter) -> Result<()> {
+    match parameter.is_trainable() {
+        true => Ok(()),
+        false => Err(Error::FrozenParameter { name: parameter.name().to_owned() }),
     }
-    let bytes = parameter.shape().iter().try_fold(8_usize, |product, &extent| product.checked_mul(extent));
-    if bytes.is_none() {
-        return Err(Error::ShapeOverflow { name, shape: parameter.shape().to_vec() });
+}
+
+/// The most elements of all parameters, and of one were none of its extents 0: their bytes, in whatever they are counted and padded,
+/// fit into a `usize`.
+const MOST_ELEMENTS: usize = usize::MAX >> 10;
+
+/// Checks the shape of a parameter beside others of so many elements; how many it has.
+pub(crate) fn check_shape(parameter: &Parameter, others: usize) -> Result<usize> {
+    let shape = parameter.shape();
+    let room = shape.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent.max(1)));
+    // Without overflow, if that was.
+    match room.filter(|&room| room <= MOST_ELEMENTS).map(|_| parameter.len()) {
+        Some(len) if len <= MOST_ELEMENTS - others => Ok(len),
+        _ => Err(Error::ShapeOverflow { name: parameter.name().to_owned(), shape: shape.to_vec() }),
     }
-    Ok(())
 }
 
 /// Checks a rule, its rate and its decay. `place` is what errors call it.

@@ -32,8 +32,8 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// The number of elements of a shape does not fit into memory.
-    #[error("parameter {name:?} has a shape whose number of elements overflows: {shape:?}")]
+    /// A shape has more elements than memory can have, were none of its extents 0.
+    #[error("parameter {name:?} has a shape of too many elements: {shape:?}")]
     ShapeOverflow {
         /// The name.
         name: String,
@@ -86,6 +86,14 @@ pub enum Error {
         /// The number handed over.
         got: usize,
     },
+    /// Parameters are left out where all must be named.
+    #[error("{what} leaves out {}", names.join(", "))]
+    LeftOut {
+        /// "the order" or "the step".
+        what: &'static str,
+        /// Their names.
+        names: Vec<String>,
+    },
     /// Memory handed to a step has another length than its parameter's shape says.
     #[error("{what} {name:?} has {got} elements, its shape has {expected}")]
     Length {
@@ -99,7 +107,7 @@ pub enum Error {
         got: usize,
     },
     /// Memory handed to a step has another element type than registered or supported.
-    #[error("{what} {name:?} is {got}, expected {expected}")]
+    #[error("{what} {name:?} is {got}, expected {expected}{}", declared(what))]
     DType {
         /// "parameter" or "gradient".
         what: &'static str,
@@ -109,6 +117,14 @@ pub enum Error {
         expected: DType,
         /// The type handed over.
         got: DType,
+    },
+    /// A row-sparse gradient with a rule that takes none.
+    #[error("gradient {name:?} is row-sparse, which the rule {rule:?} does not take")]
+    RowSparse {
+        /// The parameter's name.
+        name: String,
+        /// The rule.
+        rule: &'static str,
     },
     /// A row-sparse gradient lists a row that the parameter does not have.
     #[error("gradient {name:?} lists row {index}, the parameter has {rows} rows")]
@@ -192,7 +208,7 @@ pub enum Error {
     },
     /// A file of state is damaged, or not one. Nothing has changed, unless an array could not be read: see
     /// [`Optimizer::load_state`](crate::Optimizer::load_state).
-    #[error("{path} is not a state file of this library: {detail}")]
+    #[error("{path} cannot be read as a state file: {detail}")]
     StateFile {
         /// The file.
         path: String,
@@ -275,6 +291,11 @@ pub enum Error {
         /// What the graphics library said.
         detail: String,
     },
+}
+
+/// Where a parameter's type comes from.
+fn declared(what: &str) -> &'static str {
+    if what == "parameter" { ": Parameter::with_dtype declares another type than f32" } else { "" }
 }
 
 /// What kept a step from being applied.

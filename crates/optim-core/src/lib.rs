@@ -54,6 +54,8 @@ pub use estimate::{Estimate, GroupEstimate};
 pub use format::{Master, StateDType};
 pub use group::{Centralization, ParamGroup};
 pub use guard::{DynamicLossScale, FixedLossScale, LossScale, Skip};
+/// The crate whose `f16` and `bf16` 16-bit memory is made of.
+pub use half;
 pub use memory::{DeviceMemory, Grad, ParamMut, Values};
 pub use optimizer::{Explanation, Optimizer};
 pub use parameter::{DType, Parameter};

@@ -1,7 +1,7 @@
 //! The optimizer: the step, and what can be read and changed between steps.
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::backend::{
@@ -23,6 +23,7 @@ mod state;
 mod surgery;
 mod watch;
 
+pub(crate) use change::same_state;
 pub use explain::Explanation;
 
 /// The most steps whose verdict may be pending; one more waits for the oldest.
@@ -234,25 +235,31 @@ impl Optimizer {
         self.advance(Some(target), params, grads, 1.0)
     }
 
-    /// As [`step`](Self::step), with each parameter's memory and gradient by name, in any order. Parameters that are not
-    /// named have no gradient; they are left alone, and so is their state.
+    /// As [`step`](Self::step), with each parameter's memory and gradient by name, in any order. All parameters are named; one
+    /// without a gradient has [`Grad::None`].
     ///
     /// # Errors
-    /// As [`step`](Self::step); [`Error::Unknown`] and [`Error::DuplicateParameter`] for names; [`Error::Count`] if an `f32` slice is
-    /// missing for a parameter with elements.
+    /// As [`step`](Self::step); [`Error::Unknown`], [`Error::DuplicateParameter`] and [`Error::LeftOut`] for names.
     pub fn step_named<'a>(
         &mut self,
         memory: impl IntoIterator<Item = (&'a str, ParamMut<'a>, Grad<'a>)>,
     ) -> Result<StepReport> {
-        let mut found: Vec<Option<(ParamMut<'a>, Grad<'a>)>> = self.tensors.iter().map(|_| None).collect();
+        let names = || self.parameters.iter().map(Parameter::name);
+        let places: HashMap<&str, usize> = names().zip(0..).collect();
+        let mut found: Vec<Option<(ParamMut<'a>, Grad<'a>)>> = names().map(|_| None).collect();
         for (name, param, grad) in memory {
-            if found[self.index(name)?].replace((param, grad)).is_some() {
+            let place = match places.get(name) {
+                Some(&place) => place,
+                None => self.index(name)?,
+            };
+            if found[place].replace((param, grad)).is_some() {
                 return Err(Error::DuplicateParameter { name: name.into() });
             }
         }
-        let got = found.iter().flatten().count();
-        if got != found.len() {
-            return Err(Error::Count { what: "parameter", expected: found.len(), got });
+        let left: Vec<String> =
+            names().zip(&found).filter(|(_, found)| found.is_none()).map(|(name, _)| name.to_owned()).collect();
+        if !left.is_empty() {
+            return Err(Error::LeftOut { what: "the step", names: left });
         }
         let (mut params, grads): (Vec<_>, Vec<_>) = found.into_iter().flatten().unzip();
         self.step(&mut params, &grads)
@@ -678,7 +685,7 @@ impl Optimizer {
             return unsupported(format!("a row-sparse gradient for the scalar {name:?}"));
         };
         if rule.sparse() == Sparse::Unsupported {
-            return unsupported(format!("a row-sparse gradient ({name:?}) with the rule {:?}", rule.name()));
+            return Err(Error::RowSparse { name: name.into(), rule: rule.name() });
         }
         if self.settings.units.is_some() || self.classes[self.class_of[index]].centralized {
             let what = format!("a row-sparse gradient ({name:?}) with centralization or adaptive clipping");
@@ -771,8 +778,8 @@ impl Optimizer {
             }
             let rates = if later > 0 { &mut self.later_rates[later - 1] } else { &mut self.rates };
             let rates = Arc::get_mut(rates).map_or(&mut [][..], |rates| rates);
-            for (rate, group) in rates.iter_mut().zip(&self.groups) {
-                *rate = group.lr().at(update, "learning rate", || group.place.clone())?;
+            for ((rate, group), rule) in rates.iter_mut().zip(&self.groups).zip(&self.rules) {
+                *rate = group.lr_at(rule, update)?;
             }
             let rates = if later > 0 { Arc::clone(&self.later_rates[later - 1]) } else { Arc::clone(&self.rates) };
             for index in 0..self.classes.len() {
@@ -885,8 +892,14 @@ fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
     for edit in &group.varies {
         let _ = edit(rule, update);
     }
-    rule.spec().validate()?;
-    check_vary(&group.place, group.rule().spec().entry(), rule)
+    let place = |error| match error {
+        Error::HyperParameter { name, expected, got } => {
+            Error::HyperParameter { name: format!("{} at update {update}: {name}", group.place), expected, got }
+        }
+        error => error,
+    };
+    rule.spec().validate().map_err(place)?;
+    check_vary(&group.place, group.rule(), rule)
 }
 
 /// Whether all flags are set. All are looked at, so that many are at once.

@@ -54,10 +54,14 @@ impl Rate {
         }
     }
 
-    /// As [`validate`](Self::validate), where nothing negative will do.
+    /// As [`validate`](Self::validate), where nothing negative will do, and nothing that follows a metric.
     pub(crate) fn validate_decay(&self, name: &str) -> Result<()> {
         self.validate(name)?;
         match self {
+            Self::Plateau(_) => {
+                let expected = "a number, a list or a schedule";
+                Err(Error::HyperParameter { name: name.to_owned(), expected, got: format!("{self:?}") })
+            }
             Self::List(list) => {
                 list.iter().try_for_each(|decay| check(name, "a list of numbers ≥ 0", *decay, |x| x >= 0.0))
             }
@@ -83,6 +87,17 @@ impl Rate {
                 }
             }
             Self::Plateau(plateau) => Ok(plateau.lr()),
+        }
+    }
+
+    /// Whether both are one and the same rate: equal numbers, or copies of one schedule.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Fixed(own), Self::Fixed(other)) => own.to_bits() == other.to_bits(),
+            (Self::List(own), Self::List(other)) => own == other,
+            (Self::Schedule(own), Self::Schedule(other)) => Arc::ptr_eq(own, other),
+            (Self::Plateau(_), Self::Plateau(_)) => format!("{self:?}") == format!("{other:?}"),
+            _ => false,
         }
     }
 

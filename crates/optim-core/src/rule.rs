@@ -114,9 +114,9 @@ pub enum Sparse {
 pub struct At {
     /// The number of this update, 1 for the first.
     pub t: u64,
-    /// The group's rate at this update.
+    /// The rate at this update: the group's, or the rule's [`own`](UpdateRule::own_lr), times the parameter's scale.
     pub lr: f64,
-    /// The group's rate at the update before; at the first update the same as `lr`.
+    /// That of the update before; at the first update the same as `lr`.
     pub previous_lr: f64,
     /// The weight decay, if the rule's is [`Decay::Decoupled`] and the parameter decays; else 0.
     pub weight_decay: f64,
@@ -265,9 +265,20 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
         "update"
     }
 
-    /// Whether groups may set a rate; `false` if the rule makes its own.
+    /// The rate of the update `t` (1 for the first) if the rule makes its own, which groups then may not set. It comes back as
+    /// [`At::lr`], times the parameter's scale.
+    fn own_lr(&self, _t: u64) -> Option<f64> {
+        None
+    }
+
+    /// Whether groups may set a rate.
     fn takes_lr(&self) -> bool {
-        true
+        self.own_lr(1).is_none()
+    }
+
+    /// Whether the step scalars depend on [`At::previous_lr`].
+    fn uses_previous_lr(&self) -> bool {
+        false
     }
 
     /// What weight decay does.

@@ -84,6 +84,14 @@ impl Group {
         self.centralization.0
     }
 
+    /// The rate of the 0-based update, with the rule as it is then.
+    pub(crate) fn lr_at(&self, rule: &Rule, update: u64) -> Result<f64> {
+        match rule.spec().own_lr(update + 1) {
+            Some(lr) => Ok(lr),
+            None => self.lr().at(update, "learning rate", || self.place.clone()),
+        }
+    }
+
     /// The weight decay of the 0-based update.
     pub(crate) fn decay_at(&self, update: u64) -> Result<f64> {
         let what = "weight decay";

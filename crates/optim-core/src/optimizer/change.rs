@@ -1,13 +1,13 @@
 //! What can be changed between steps. Each change waits for steps that are pending.
 
 use crate::backend::{Engine, Plan, RowList, Tensor};
-use crate::builder::validate_rule;
+use crate::builder::{check_group_names, check_shape, validate_rule};
 use crate::group::Centralization;
 use crate::rule::Config;
 use crate::settings::{Group, Origin};
-use crate::{Error, Grad, Optimizer, ParamGroup, ParamMut, Rate, Result, Rule};
+use crate::{Error, Grad, Optimizer, ParamGroup, ParamMut, Parameter, Rate, Result, Rule};
 
-use super::{Pace, find};
+use super::Pace;
 
 /// The elements that are copied at a time from an engine to another.
 const CHUNK: usize = 1 << 20;
@@ -19,7 +19,9 @@ impl Optimizer {
     /// [`Error::Unknown`] if there is no such group; an exhausted list of rates, or a schedule that returns no finite number.
     pub fn lr(&self, group: usize) -> Result<f64> {
         let group = self.group(group)?;
-        group.lr().at(self.step, "learning rate", || group.place.clone())
+        let mut rule = group.rule().clone();
+        super::vary(group, &mut rule, self.step)?;
+        group.lr_at(&rule, self.step)
     }
 
     /// Sets the rate of a group from the next step on.
@@ -64,7 +66,9 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Changes hyper-parameters of a group's rule, but for rate and weight decay, from the next step on.
+    /// Changes hyper-parameters of a group's rule from the next step on. Rate and weight decay are the group's: see
+    /// [`set_lr`](Self::set_lr) and [`set_weight_decay`](Self::set_weight_decay). Only where a rule no longer makes its own rate
+    /// ([`AdaFactor`](crate::AdaFactor)) the config's becomes the group's.
     ///
     /// ```
     /// # use optim_core::{Adam, Optimizer, Result};
@@ -76,7 +80,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// A config of another rule; a hyper-parameter out of its range; a change that would need other state (a momentum from 0 to
-    /// 0.9); [`Error::Unknown`] if there is no such group. The rule is as before then.
+    /// 0.9) or the group's rate or weight decay; [`Error::Unknown`] if there is no such group. The rule is as before then.
     pub fn edit<C: Config>(&mut self, group: usize, edit: impl FnOnce(&mut C)) -> Result<()> {
         self.settle()?;
         let own = self.group(group)?;
@@ -92,6 +96,19 @@ impl Optimizer {
         if !same_state(&rule, own.rule()) {
             let expected = "a change that leaves the rule's state as it is: build anew for this one";
             return Err(Error::HyperParameter { name: name(), expected, got: format!("{rule:?}") });
+        }
+        let (spec, before) = (rule.spec(), own.rule().spec());
+        let own_rate = !(spec.takes_lr() && before.takes_lr());
+        if !own_rate && !spec.lr().is(before.lr()) {
+            let (name, expected) = (format!("{}.lr", name()), "left as it is: `set_lr` changes it");
+            return Err(Error::HyperParameter { name, expected, got: format!("{:?}", spec.lr()) });
+        }
+        if spec.weight_decay().to_bits() != before.weight_decay().to_bits() {
+            let (name, expected) = (format!("{}.weight_decay", name()), "left as it is: `set_weight_decay` changes it");
+            return Err(Error::HyperParameter { name, expected, got: spec.weight_decay().to_string() });
+        }
+        if own_rate {
+            self.groups[group].lr = (spec.lr().clone(), Origin::Changed);
         }
         self.rules[group].clone_from(&rule);
         self.groups[group].rule = (rule, Origin::Changed);
@@ -162,6 +179,9 @@ impl Optimizer {
                 return Err(Error::DuplicateParameter { name: parameter.name().into() });
             }
         }
+        check_group_names(self.groups.iter().chain(&parts.groups))?;
+        let own = self.parameters.iter().map(Parameter::len).sum();
+        parts.tensors.iter().try_fold(own, |others, tensor| Ok(others + check_shape(&tensor.parameter, others)?))?;
         let added = parts.tensors.len();
         let tensors: Vec<Tensor> = self.tensors.iter().cloned().chain(parts.tensors).collect();
         let rules: Vec<Rule> = self.groups.iter().chain(&parts.groups).map(|group| group.rule().clone()).collect();
@@ -298,15 +318,19 @@ impl Optimizer {
     /// # Errors
     /// [`Error::Unknown`] if there is none.
     pub fn group_named(&self, name: &str) -> Result<usize> {
-        find("group", self.groups.iter().map(|group| group.name().unwrap_or_default()), name)
+        let named = |group: &Group| group.name().is_some_and(|own| own == name);
+        self.groups.iter().position(named).ok_or_else(|| {
+            let names: Vec<_> = self.groups.iter().filter_map(Group::name).collect();
+            Error::Unknown { what: "group", name: name.into(), expected: names.join(", ") }
+        })
     }
 }
 
-/// Whether two rules of one kernel keep the same state and walk in the same way.
-pub(super) fn same_state(rule: &Rule, other: &Rule) -> bool {
+/// Whether two rules have one kernel, keep the same state and walk in the same way.
+pub(crate) fn same_state(rule: &Rule, other: &Rule) -> bool {
     let shape = |rule: &Rule| {
         let spec = rule.spec();
-        (spec.entry(), spec.passes(), spec.has_trust(), spec.offloaded(), spec.slots())
+        (spec.source(), spec.entry(), spec.passes(), spec.has_trust(), spec.offloaded(), spec.slots())
     };
     shape(rule) == shape(other)
 }

@@ -21,7 +21,7 @@ pub struct Explanation {
     pub group: String,
     /// The rule, at the coming update.
     pub rule: (Rule, Origin),
-    /// The rate as configured.
+    /// The rate as configured; 0 where the rule makes its own.
     pub lr: (Rate, Origin),
     /// What the rate is multiplied with for this parameter.
     pub lr_scale: f64,
@@ -62,7 +62,7 @@ impl Optimizer {
             };
             (name, element, len)
         });
-        let next_lr = group.lr().at(self.step, "learning rate", String::new).ok();
+        let next_lr = group.lr_at(&rule.0, self.step).ok();
         let (centralization, origin) = group.centralization;
         let centralized = self.classes[self.class_of[index]].centralized;
         Ok(Explanation {
@@ -95,7 +95,11 @@ impl fmt::Display for Explanation {
         let Self { name, shape, place, group, .. } = self;
         writeln!(f, "{name} {shape:?}, parameter {place}, {group}{}", if self.frozen { ", frozen" } else { "" })?;
         writeln!(f, "  rule            {:?} ({})", self.rule.0, self.rule.1)?;
-        write!(f, "  rate            {:?} ({})", self.lr.0, self.lr.1)?;
+        if self.rule.0.spec().takes_lr() {
+            write!(f, "  rate            {:?} ({})", self.lr.0, self.lr.1)?;
+        } else {
+            write!(f, "  rate            the rule's own")?;
+        }
         if self.lr_scale.to_bits() != 1.0_f64.to_bits() {
             write!(f, ", times {}", self.lr_scale)?;
         }
@@ -128,17 +132,14 @@ impl fmt::Display for Optimizer {
             ["group", "rule", "parameters", "elements", "rate", "decay", "centralized", "state"].map(String::from),
         ];
         for (group, memory) in self.groups.iter().zip(self.memory().groups) {
-            let rate = |rate: &Rate, what| match rate.at(self.step, what, String::new) {
-                Ok(rate) => rate.to_string(),
-                Err(_) => "none".into(),
-            };
+            let shown = |rate: Result<f64>| rate.map_or("none".into(), |rate| rate.to_string());
             rows.push([
                 memory.place,
                 group.rule().spec().name().into(),
                 memory.parameters.to_string(),
                 memory.elements.to_string(),
-                rate(group.lr(), "learning rate"),
-                rate(group.weight_decay(), "weight decay"),
+                shown(group.lr_at(group.rule(), self.step)),
+                shown(group.decay_at(self.step)),
                 group.grad_centralization().describe().into(),
                 format!("{} bytes", memory.bytes),
             ]);

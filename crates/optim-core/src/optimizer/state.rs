@@ -17,7 +17,7 @@ use crate::state::{
 };
 use crate::{Error, Optimizer, Rate, Result, Rule, compressed};
 
-use super::change::same_state;
+use super::same_state;
 use super::{Pace, low_bits};
 
 /// The elements that are moved at a time: whole blocks of 8-bit codes.
@@ -25,6 +25,9 @@ const CHUNK: usize = 1 << 18;
 
 /// A step count beyond this is none.
 const MOST_STEPS: u64 = 1 << 62;
+
+/// Nor is a number of skipped steps: counting goes on from it.
+const MOST_SKIPS: u32 = 1 << 31;
 
 impl Optimizer {
     /// The state, to be saved: a description, and arrays to be read in pieces. Waits for steps that are pending.
@@ -369,7 +372,7 @@ impl<'a> Planner<'a> {
         }
         let sound = |&GuardState { scale, current, last, bad, skipped }: &GuardState| {
             let is_single = f64::from(single(scale)).to_bits() == scale.to_bits();
-            scale > 0.0 && is_single && current >= last && bad <= skipped && skipped < u32::MAX
+            scale > 0.0 && is_single && current >= last && bad <= skipped && skipped < MOST_SKIPS
         };
         if let Some(guard) = guard.filter(|guard| !sound(guard)) {
             self.problems.push(format!("its loss scale and counters are {guard:?}"));
@@ -653,17 +656,27 @@ impl<'a> Planner<'a> {
         let &first = from.first()?;
         let (meta, place) = (self.meta, group.place.clone());
         let saved = &meta.groups[first];
-        let progress = |index: usize| {
-            let GroupState { beta_powers, previous_lr, plateau, .. } = &meta.groups[index];
-            let plateau = plateau
-                .map(|state| (state.lr.to_bits(), state.best.to_bits(), state.num_bad_epochs, state.cooldown_counter));
-            (beta_powers, previous_lr.map(f64::to_bits), plateau)
+        // What this group goes on from must be one and the same in all of them.
+        let uses_previous = matches!(group.rule().kernel(), Rule::Custom(_)) || group.rule().spec().uses_previous_lr();
+        let follows = matches!(group.lr(), Rate::Plateau(_));
+        let previous_lr = |index: usize| meta.groups[index].previous_lr.map(f64::to_bits);
+        let plateau = |index: usize| {
+            let state = meta.groups[index].plateau?;
+            Some((state.lr.to_bits(), state.best.to_bits(), state.num_bad_epochs, state.cooldown_counter))
         };
-        if from.iter().any(|&other| progress(other) != progress(first)) {
+        let differs = from.iter().find_map(|&other| {
+            if meta.groups[other].beta_powers != saved.beta_powers {
+                Some("the powers of their betas")
+            } else if uses_previous && previous_lr(other) != previous_lr(first) {
+                Some("their last rates")
+            } else {
+                (follows && plateau(other) != plateau(first)).then_some("their rates that follow a metric")
+            }
+        });
+        if let Some(what) = differs {
             let groups: Vec<_> = from.iter().map(usize::to_string).collect();
             let groups = groups.join(", ");
-            self.problems
-                .push(format!("{place}: its parameters come from groups {groups}, which are not at one place"));
+            self.problems.push(format!("{place}: its parameters come from groups {groups}, where {what} differ"));
             return None;
         }
         let same_members = || {
@@ -694,6 +707,9 @@ fn keep(group: &mut Group, saved: &GroupState) -> Result<(), String> {
     let (Some(rule), Some(lr), Some(decay)) = (&saved.config, &saved.lr, &saved.weight_decay) else {
         return Err("a closure or a rule of one's own is not in the state, so it cannot be kept".into());
     };
+    if (rule.spec().name(), rule.kernel().spec().name()) != (&*saved.rule, &*saved.kernel) {
+        return Err(format!("its rule is {} in the state, its config {rule:?}", saved.rule));
+    }
     if !same_state(rule, group.rule()) {
         return Err(format!("the saved {rule:?} needs other state than {:?}", group.rule()));
     }

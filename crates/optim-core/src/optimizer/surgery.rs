@@ -1,6 +1,7 @@
 //! Rows that come, go and move: vocabularies that grow, points that split.
 
 use crate::backend::{Element, Engine, Part, Plan, Tensor};
+use crate::builder::check_shape;
 use crate::format::{self, BLOCK, Code8, Master};
 use crate::rule::{Slot, SlotShape};
 use crate::{DType, Error, Optimizer, Parameter, Result};
@@ -45,6 +46,9 @@ impl Optimizer {
         if let Some(&row) = rows.iter().flatten().find(|&&row| row as usize >= *old_rows) {
             return Err(Error::RowIndex { name: parameter.into(), index: row, rows: *old_rows });
         }
+        let rearranged = old.parameter.with_rows(rows.len());
+        let others = self.parameters.iter().enumerate().filter(|(other, _)| *other != index);
+        check_shape(&rearranged, others.map(|(_, parameter)| parameter.len()).sum())?;
         let added = rows.iter().filter(|row| row.is_none()).count();
         let begins = old.ema || matches!(old.master(), Some(Master::F32 | Master::Split));
         let expected = if begins && self.seeded[index] { added * width } else { 0 };
@@ -53,7 +57,7 @@ impl Optimizer {
         }
 
         let mut tensors = self.tensors.clone();
-        tensors[index].parameter = old.parameter.with_rows(rows.len());
+        tensors[index].parameter = rearranged;
         let rules: Vec<_> = self.groups.iter().map(|group| group.rule().clone()).collect();
         let plan = Plan { rules: &rules, tensors: &tensors, groups: rules.len() };
         let mut engine = self.backend.engine(&plan)?;

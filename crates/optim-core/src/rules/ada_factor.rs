@@ -127,7 +127,7 @@ step_scalars! {
     rate: f32,
 }
 
-/// The rate of a rule that makes its own: never used.
+/// In place of a rate that the rule makes itself.
 static RELATIVE: Rate = Rate::Fixed(0.0);
 
 impl UpdateRule for AdaFactor {
@@ -139,8 +139,10 @@ impl UpdateRule for AdaFactor {
         self.lr.as_ref().unwrap_or(&RELATIVE)
     }
 
-    fn takes_lr(&self) -> bool {
-        !self.relative_step
+    fn own_lr(&self, t: u64) -> Option<f64> {
+        let t = t as f64;
+        let cap = if self.warmup_init { rounded(1e-6) * t } else { 1e-2 };
+        self.relative_step.then(|| cap.min(1.0 / t.sqrt()))
     }
 
     fn weight_decay(&self) -> f64 {
@@ -187,10 +189,8 @@ impl UpdateRule for AdaFactor {
     fn scalars(&self, at: &At) -> StepScalars {
         let t = at.t as f64;
         let b = 1.0 - t.powf(-rounded(self.decay_rate));
-        let cap = if self.warmup_init { rounded(1e-6) * t } else { rounded(1e-2) };
-        let rho = if self.relative_step { cap.min(1.0 / t.sqrt()) } else { at.lr };
         StepScalars::new(&Step {
-            rho: single(rho),
+            rho: single(at.lr),
             b: single(b),
             one_minus_b: single(1.0 - b),
             eps1: single(self.eps.0),

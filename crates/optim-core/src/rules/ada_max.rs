@@ -21,7 +21,7 @@ use crate::{Rate, Result};
 /// # Differences
 /// - **PyTorch** `torch.optim.Adamax` puts `ε` inside the maximum, beside `|g|`: `eps_inside`. Its default rate is
 ///   2e-3, here 1e-3. [`AdaMax::torch`] is both.
-/// - **MindSpore** forms `β₁ᵗ` as a running `f32` product; here it is an `f64` power.
+/// - **MindSpore** forms `β₁ᵗ` as a running `f32` product, and so does this; with `eps_inside` it is an `f64` power, as PyTorch's.
 /// - A gradient that is not a number reaches `m` and `p`, not `v`.
 ///
 /// ```

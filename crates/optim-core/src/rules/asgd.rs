@@ -132,6 +132,10 @@ impl UpdateRule for Asgd {
     fn first_update_differs(&self) -> bool {
         true
     }
+
+    fn uses_previous_lr(&self) -> bool {
+        true
+    }
 }
 
 /// `base` to a power that need not be whole, by squaring and by roots: the same bits on every platform, unlike `powf`.
