@@ -9,15 +9,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The newest program that `cargo ARGUMENTS…` makes of a test or bench target.
-built() { cargo "$@" --no-run --message-format json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1; }
+# Where `cargo ARGUMENTS…` put the program that it made, whatever its target folder is. Errors of the compiler go to the error output.
+built() { cargo "$@" --quiet --message-format json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1; }
 
 pack() {
+    local adapter suite bench
     mkdir -p "$1"
-    cargo build --quiet --release -p optim-gpu --example adapter
-    install --strip target/release/examples/adapter "$1/adapter"
-    install --strip "$(built test --release -p optim-tests --test suite)" "$1/suite"
-    install --strip "$(built bench -p optim-benches --bench main)" "$1/bench"
+    adapter=$(built build --release -p optim-gpu --example adapter)
+    suite=$(built test --no-run --release -p optim-tests --test suite)
+    bench=$(built bench --no-run -p optim-benches --bench main)
+    install --strip "$adapter" "$1/adapter"
+    install --strip "$suite" "$1/suite"
+    install --strip "$bench" "$1/bench"
     echo "commit $(git describe --always --dirty), $(rustc --version)" >"$1/version"
 }
 
@@ -30,7 +33,7 @@ case ${1-} in
         programs=$(realpath "$2") python=${3:-python3}
         ;;
     *)
-        programs=target/gpu python=${1:-python3}
+        programs=${CARGO_TARGET_DIR:-target}/gpu python=${1:-python3}
         pack "$programs"
         programs=$(realpath "$programs")
         ;;

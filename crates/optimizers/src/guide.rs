@@ -1,11 +1,13 @@
 //! The guide: topic by topic, with samples that are compiled, run and checked.
 //!
 //! The topics follow MindSpore's guide to `nn.optim`, and go on from there. Each page stands alone. A first step is on the
-//! [crate's page](crate).
+//! [crate's page](crate). With all that the pages speak of, the documentation is
+//! `cargo doc --open -p optimizers --features safetensors,serde`.
 //!
 //! | topic | page |
 //! | --- | --- |
 //! | what is trained: names, shapes, types, what is missing or frozen | [`parameters`] |
+//! | getting memory into a step: vectors, 16 bits, array libraries, frameworks | [`memory`] |
 //! | fixed and dynamic rates: lists, schedules, composition, plateaus | [`rates`] |
 //! | L2 and decoupled decay, who decays | [`weight_decay`] |
 //! | groups: listed, chosen by rule, with settings and rules of their own | [`groups`] |
@@ -16,7 +18,7 @@
 //! | rates, freezing and groups that change between steps | [`changes`] |
 //! | row-sparse gradients, and rows that come and go | [`rows`] |
 //! | saving, loading, resuming | [`saving`] |
-//! | devices and buffers of the GPU's | [`gpu`] |
+//! | GPU devices and buffers | [`gpu`] |
 //! | a rule of your own | [`own_rules`] |
 //! | which numbers are the same, which are bounded, and why | [`numerics`] |
 //! | from another library | [`from_mindspore`], [`from_pytorch`], [`from_candle`] |
@@ -33,6 +35,7 @@ macro_rules! pages {
 
 pages! {
     parameters
+    memory
     rates
     weight_decay
     groups

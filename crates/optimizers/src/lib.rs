@@ -61,7 +61,7 @@ pub use optim_core::{
     Grad, Gradients, Group, Hyper, IntoBackend, Lamb, Lars, LazyAdam, Lion, LoadOptions, LoadReport, LossScale, Master,
     Momentum, NAdam, Optimizer, Outcome, ParamGroup, ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result,
     RmsProp, Rprop, Rule, Schedule, Select, Sgd, Skip, State, StateDType, StateMeta, StateSource, StepReport, Values,
-    dynamic_lr, rule, schedule,
+    dynamic_lr, half, rule, schedule,
 };
 #[cfg(feature = "cpu")]
 pub use optim_cpu::CpuBackend;
