@@ -68,7 +68,9 @@
 //!
 //! **Trap**: while a step has the vars locked, another thread that computes with them waits, as does the step for one that does when it
 //! begins. Should that thread read two vars in one operation (`a + b`, a normalization's scale and shift), both may wait for ever.
-//! Give such a thread copies.
+//! Give such a thread copies. Optimizers that share vars may step in threads of their own: all lock in one order. The same thread must not
+//! use the vars while it steps: closures of schedules, of [`vary`](optim_core::ParamGroup::vary) and of rules of your own would wait for
+//! themselves.
 //!
 //! # Differences from `candle_nn::AdamW`
 //!
@@ -99,6 +101,8 @@ pub use optim_core as core;
 use optim_core::{Builder, DType, Grad, IntoBackend, LoadOptions, LoadReport, ParamMut, Parameter, StepReport};
 use optim_cpu::CpuBackend;
 
+use memory::Locks;
+
 pub use error::{Error, Result};
 
 /// An optimizer of candle's `Var`s, with any rule of this library. It implements [`candle_nn::Optimizer`].
@@ -106,8 +110,8 @@ pub use error::{Error, Result};
 /// What it says and does beyond vars and their gradients is the [`inner`](Self::inner) optimizer's: groups, rates, explanations, state.
 pub struct VarOptimizer {
     inner: optim_core::Optimizer,
-    /// In the order of the inner optimizer's parameters.
-    vars: Vec<Var>,
+    /// The vars in the order of the inner optimizer's parameters.
+    locks: Locks,
     /// Where their memory is, sorted.
     addresses: Vec<usize>,
     /// What `set_learning_rate` had no way to return.
@@ -178,7 +182,7 @@ impl VarOptimizer {
         // The builder may have an order of its own; its names are unique.
         let mut named: HashMap<String, Var> = named.into_iter().collect();
         let vars = inner.parameters().iter().filter_map(|parameter| named.remove(parameter.name())).collect();
-        Ok(Self { inner, vars, addresses, refused: None })
+        Ok(Self { inner, locks: Locks::new(vars), addresses, refused: None })
     }
 
     /// The optimizer of parameters that are not vars: all that can be read of it.
@@ -189,7 +193,8 @@ impl VarOptimizer {
 
     /// The optimizer of parameters that are not vars: rates by group, weight decay, hyper-parameters, freezing, metrics.
     ///
-    /// **Trap**: a group added here has no vars, and every step is an error then.
+    /// **Trap**: a group added here has no vars, and a var does not follow rows that are resized or rearranged: every step is an error
+    /// then.
     #[must_use]
     pub fn inner_mut(&mut self) -> &mut optim_core::Optimizer {
         &mut self.inner
@@ -198,7 +203,7 @@ impl VarOptimizer {
     /// The vars, in the order of the inner optimizer's parameters, which have their names.
     #[must_use]
     pub fn vars(&self) -> &[Var] {
-        &self.vars
+        self.locks.vars()
     }
 
     /// As [`step`](candle_nn::Optimizer::step), and what it did: whether it was applied, the rates, the gradients' norm.
@@ -209,9 +214,9 @@ impl VarOptimizer {
     /// [`Optimizer::step`](optim_core::Optimizer::step).
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
         self.refuse()?;
-        let Self { inner, vars, addresses, .. } = self;
-        let grads = memory::gradients(inner.parameters(), vars, addresses, grads)?;
-        with_slices(inner, &grads, |inner, grads| memory::lock(vars, |params| inner.step(params, grads)))
+        let Self { inner, locks, addresses, .. } = self;
+        let grads = memory::gradients(inner.parameters(), locks.vars(), addresses, grads)?;
+        with_slices(inner, &grads, |inner, grads| locks.lock(|params| inner.step(params, grads)))
     }
 
     /// Adds the gradients of a micro-batch, `weight` times, to those for a [`step_accumulated`](Self::step_accumulated): see
@@ -220,8 +225,8 @@ impl VarOptimizer {
     /// # Errors
     /// As [`step_report`](Self::step_report), of the gradients; a weight out of its range.
     pub fn accumulate(&mut self, grads: &GradStore, weight: f64) -> Result<()> {
-        let Self { inner, vars, addresses, .. } = self;
-        let grads = memory::gradients(inner.parameters(), vars, addresses, grads)?;
+        let Self { inner, locks, addresses, .. } = self;
+        let grads = memory::gradients(inner.parameters(), locks.vars(), addresses, grads)?;
         with_slices(inner, &grads, |inner, grads| Ok(inner.accumulate(grads, weight)))
     }
 
@@ -306,8 +311,8 @@ impl VarOptimizer {
         &mut self,
         run: impl FnOnce(&mut optim_core::Optimizer, &mut [ParamMut<'_>]) -> optim_core::Result<R> + Send,
     ) -> Result<R> {
-        let Self { inner, vars, .. } = self;
-        Ok(memory::lock(vars, |params| run(inner, params))??)
+        let Self { inner, locks, .. } = self;
+        Ok(locks.lock(|params| run(inner, params))??)
     }
 
     /// Returns what `set_learning_rate` was refused, once.

@@ -24,43 +24,66 @@ const OWN_ROOM: usize = 15 << 20;
 /// The size of such a stack.
 const OWN_STACK: usize = OWN_ROOM + (1 << 20);
 
-/// Calls `run` with the memory of all vars, each locked until it returns. No var may be there twice: it would wait for itself.
-pub(crate) fn lock<R: Send>(vars: &[Var], run: impl FnOnce(&mut [ParamMut<'_>]) -> R + Send) -> Result<R> {
-    let mut result = None;
-    let held = Vec::with_capacity(vars.len());
-    lock_next(vars, Held { held, run, result: &mut result, stack: Stack::from_here(CALLERS_ROOM) })?;
-    Ok(result.expect("without an error the innermost lock has left a result"))
+/// Vars, and the order in which they are locked: that of their addresses, so that optimizers which share vars do not wait for one
+/// another.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    vars: Vec<Var>,
+    order: Vec<usize>,
+}
+
+impl Locks {
+    pub(crate) fn new(vars: Vec<Var>) -> Self {
+        let mut order: Vec<usize> = (0..vars.len()).collect();
+        order.sort_by_cached_key(|&nth| address(&vars[nth]));
+        Self { vars, order }
+    }
+
+    pub(crate) fn vars(&self) -> &[Var] {
+        &self.vars
+    }
+
+    /// Calls `run` with the memory of all vars, each locked until it returns. No var may be there twice: it would wait for itself.
+    pub(crate) fn lock<R: Send>(&self, run: impl FnOnce(&mut [ParamMut<'_>]) -> R + Send) -> Result<R> {
+        let mut result = None;
+        let held = self.vars.iter().map(|_| None).collect();
+        let stack = Stack::from_here(CALLERS_ROOM);
+        lock_next(&self.vars, &self.order, Held { held, run, result: &mut result, stack })?;
+        Ok(result.expect("without an error the innermost lock has left a result"))
+    }
 }
 
 /// What goes from one lock to the next.
 struct Held<'a, F, R> {
-    /// The memory of the vars that are locked.
-    held: Vec<ParamMut<'a>>,
+    /// The memory of the vars that are locked, in the places of the vars.
+    held: Vec<Option<ParamMut<'a>>>,
     /// What is to be done with that of all.
     run: F,
     result: &'a mut Option<R>,
     stack: Stack,
 }
 
-/// Locks the vars one inside the other, behind those that are held, and does what is to be done.
-fn lock_next<F, R>(vars: &[Var], mut all: Held<'_, F, R>) -> candle_core::Result<()>
+/// Locks these of the vars one inside the other, beside those that are held, and does what is to be done.
+fn lock_next<F, R>(vars: &[Var], order: &[usize], all: Held<'_, F, R>) -> candle_core::Result<()>
 where
     F: FnOnce(&mut [ParamMut<'_>]) -> R + Send,
     R: Send,
 {
-    let [var, rest @ ..] = vars else {
-        *all.result = Some((all.run)(&mut all.held));
+    let [nth, rest @ ..] = order else {
+        let mut params: Vec<_> = all.held.into_iter().flatten().collect();
+        *all.result = Some((all.run)(&mut params));
         return Ok(());
     };
     if all.stack.has_room() {
-        return var.inplace_op1(&Lock { all: Cell::new(Some(all)), rest });
+        return vars[*nth].inplace_op1(&Lock { all: Cell::new(Some(all)), vars, nth: *nth, rest });
     }
     thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(OWN_STACK);
-        let locking = thread.spawn_scoped(scope, || lock_next(vars, Held { stack: Stack::from_here(OWN_ROOM), ..all }));
+        let locking =
+            thread.spawn_scoped(scope, || lock_next(vars, order, Held { stack: Stack::from_here(OWN_ROOM), ..all }));
         match locking {
             Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            Err(error) => candle_core::bail!("no thread to lock {} more vars from: {error}", vars.len()),
+            Err(error) => candle_core::bail!("no thread to lock {} more vars from: {error}", order.len()),
         }
     })
 }
@@ -68,7 +91,11 @@ where
 /// Holds one var's memory while the rest is locked.
 struct Lock<'a, F, R> {
     all: Cell<Option<Held<'a, F, R>>>,
-    rest: &'a [Var],
+    vars: &'a [Var],
+    /// Which var it is.
+    nth: usize,
+    /// Those that are locked next.
+    rest: &'a [usize],
 }
 
 impl<F, R> InplaceOp1 for Lock<'_, F, R>
@@ -85,8 +112,8 @@ where
         else {
             candle_core::bail!("{}: a var is no longer of the type and length that it had", self.name())
         };
-        held.push(memory);
-        lock_next(self.rest, Held { held, run, result, stack })
+        held[self.nth] = Some(memory);
+        lock_next(self.vars, self.rest, Held { held, run, result, stack })
     }
 }
 

@@ -1,6 +1,8 @@
 //! Vars trained by this library: beside `candle_nn::AdamW`, and bit for bit beside the same optimizer on plain slices.
 
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, Module, Storage, Tensor, Var};
@@ -549,4 +551,28 @@ fn a_pool_of_ones_own() {
     optimizer.step(&store(vars.iter().map(|(_, var)| (var, ones(5).as_tensor().clone())))).unwrap();
     assert!(vars.iter().all(|(_, var)| values(var) == [0.5; 5]), "a var was not updated");
     assert!(optimizer.inner().backend().describe().ends_with("1 threads"), "{optimizer}");
+}
+
+/// Two optimizers take the same vars, each in another order and in a thread of its own. Locked in those orders they would wait for one
+/// another.
+#[test]
+fn optimizers_share_vars() {
+    let (a, b) = (ones(1000), ones(1000));
+    let steps = 2000;
+    let (done, all) = mpsc::channel();
+    for vars in [[("first", a.clone()), ("second", b.clone())], [("first", b.clone()), ("second", a.clone())]] {
+        let done = done.clone();
+        thread::spawn(move || {
+            let backend = CpuBackend::with_threads(1).unwrap();
+            let grads = store(vars.iter().map(|(_, var)| (var, ones(1000).as_tensor().clone())));
+            let mut optimizer = VarOptimizer::from_named_on(backend, vars, Sgd::new(2.0_f64.powi(-12))).unwrap();
+            (0..steps).for_each(|_| optimizer.step(&grads).unwrap());
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..2 {
+        all.recv_timeout(Duration::from_secs(60)).expect("the optimizers wait for one another");
+    }
+    let expected = 1.0 - 2.0 * f32::from(u16::try_from(steps).unwrap()) / 4096.0;
+    assert!([a, b].iter().all(|var| values(var) == [expected; 1000]), "a step was lost");
 }
