@@ -559,6 +559,35 @@ fn resumed_child() {
 }
 
 /// An optimizer whose state tells at which step it is, in every element.
+/// A process of the same number was killed while it saved: its file is left alone.
+#[test]
+fn what_a_killed_save_left_is_passed_over() {
+    let folder = folder("left-behind");
+    let path = folder.join("run.safetensors");
+    let left: Vec<PathBuf> =
+        (0..1000).map(|n| folder.join(format!(".run.safetensors.{}.{n}.tmp", std::process::id()))).collect();
+    left.iter().for_each(|path| fs::write(path, "half").unwrap());
+    let mut optimizer = counting();
+    assert_eq!(checkpoint::save(&mut optimizer, &path).unwrap(), fs::metadata(&path).unwrap().len());
+    assert!(left.iter().all(|path| fs::read(path).unwrap() == b"half"), "a file of another process was touched");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), left.len() + 1, "nothing else is left");
+}
+
+/// What others may not read stays so.
+#[cfg(unix)]
+#[test]
+fn permissions_are_kept() {
+    use std::os::unix::fs::PermissionsExt;
+    let path = folder("permissions").join("run.safetensors");
+    let mut optimizer = counting();
+    for mode in [0o600, 0o640] {
+        checkpoint::save(&mut optimizer, &path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        checkpoint::save(&mut optimizer, &path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+    }
+}
+
 fn counting() -> Optimizer {
     Momentum::new(0.0, 1.0 - 1.0 / 1024.0).params([Parameter::new("w", [100_000])]).build(host()).unwrap()
 }

@@ -32,8 +32,8 @@
 //! | `groups` | a list of [`GroupState`](optim_core::state::GroupState) |
 //! | `parameters` | a list of [`ParameterState`](optim_core::state::ParameterState) |
 //!
-//! Other keys are left alone. Files of version 2 will be read by every later version of this library. Version 1, of which nothing was
-//! released, had other 8-bit codes and is refused.
+//! Other keys are left alone. Files of version 2 will be read by every later version of this library. Version 1 had other
+//! 8-bit codes and is refused.
 //!
 //! # From and to PyTorch
 //!
@@ -45,7 +45,7 @@
 //! python torch_state.py import run.safetensors run.pt --names names.txt
 //! ```
 //!
-//! `names.txt` has the parameters' names, one a line, in the order in which PyTorch's optimizer took them. Either side goes on as the
+//! The second replaces the optimizer's state in `run.pt`, if that is there, and nothing else. `names.txt` has the parameters' names, one a line, in the order in which PyTorch's optimizer took them. Either side goes on as the
 //! other would have: held to 1e-6 of a tensor's largest absolute value, after 10 updates here and 10 there.
 //!
 //! | PyTorch | here | PyTorch's field → slot |

@@ -18,7 +18,7 @@ const CHUNK: usize = 1 << 20;
 ///
 /// The state is written in pieces, without a copy of it in memory, to a file beside the one that is meant; that is forced to the disk and
 /// then takes the other's name. So whatever happens, a crash too, there is the old file or the new one, whole. After a crash a file
-/// `.<name>.<process>.<number>.tmp` may be left beside it, which can be removed. A symbolic link is replaced, not followed.
+/// `.<name>.<process>.<number>.tmp` may be left beside it, which can be removed. The new file has the old one's permissions. A symbolic link is replaced, not followed.
 ///
 /// # Errors
 /// [`Error::File`] for what the operating system refuses: the old file is as it was, but where the message says that the new one is
@@ -30,12 +30,20 @@ pub fn save(optimizer: &mut Optimizer, path: impl AsRef<Path>) -> Result<u64> {
         path: path.display().to_string(),
         detail: format!("{doing}: {error}"),
     };
-    let Some(temporary) = beside(path) else {
-        return Err(refuse(path, "saving", io::Error::new(io::ErrorKind::InvalidInput, "it names no file")));
+    let (mut file, temporary) = loop {
+        let Some(temporary) = beside(path) else {
+            return Err(refuse(path, "saving", io::Error::new(io::ErrorKind::InvalidInput, "it names no file")));
+        };
+        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Ok(file) => break (file, temporary),
+            // Left behind by a process that had this one's number, or another machine's on the same volume.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(refuse(&temporary, "creating", error)),
+        }
     };
-    let created = OpenOptions::new().write(true).create_new(true).open(&temporary);
-    let mut file = created.map_err(|error| refuse(&temporary, "creating", error))?;
     let saved = write_as(&state, &mut file, &temporary.display().to_string()).and_then(|len| {
+        keep_permissions(&file, path)
+            .map_err(|error| refuse(&temporary, "giving it the old file's permissions", error))?;
         file.sync_all().map_err(|error| refuse(&temporary, "forcing to the disk", error))?;
         drop(file);
         fs::rename(&temporary, path).map_err(|error| refuse(path, "replacing", error))?;
@@ -59,7 +67,15 @@ pub fn save(optimizer: &mut Optimizer, path: impl AsRef<Path>) -> Result<u64> {
 const CANNOT: [io::ErrorKind; 3] =
     [io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported];
 
-/// A name beside a file that no other save has.
+/// Whoever may not read the old file shall not read the new one.
+fn keep_permissions(file: &File, path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(old) if old.is_file() => file.set_permissions(old.permissions()),
+        _ => Ok(()),
+    }
+}
+
+/// A name beside a file that no other save of this process has.
 fn beside(path: &Path) -> Option<PathBuf> {
     static SAVES: AtomicU64 = AtomicU64::new(0);
     let mut name = std::ffi::OsString::from(".");
