@@ -4,7 +4,7 @@
     python torch_state.py export CHECKPOINT STATE --rule Adam [--names FILE] [--step N]
     python torch_state.py import STATE CHECKPOINT [--names FILE]
 
-Needs `torch` and `safetensors`; its results are held to PyTorch 2.15. CHECKPOINT is written and read by `torch.save` and `torch.load`:
+An import into a CHECKPOINT that is there replaces what is under "optimizer" and leaves all else, the model, as it is. Needs `torch` and `safetensors`; its results are held to PyTorch 2.15. CHECKPOINT is written and read by `torch.save` and `torch.load`:
 a dictionary with `optimizer.state_dict()` under "optimizer" and, to be exported, `model.state_dict()` under "model". In a program:
 
     from torch_state import from_file, to_file
@@ -19,7 +19,9 @@ itself, and they need not be given for an export.
 
 `RULES` is the table of optimizers and of the names of their arrays. Options go along: rates, betas and the like. What has no
 counterpart is an error: `maximize`, parameters or state other than float32, a rule or a setting that PyTorch lacks, a rate that is a
-schedule and was never used. Left behind by an import are averages (`ema`), the loss scale and what is frozen.
+schedule and was never used. Options that PyTorch's optimizer does not know, such as those that schedulers keep in its groups, stay on
+its side: they are not exported, and an import keeps those of the CHECKPOINT, or of the groups that `from_file` is given. Left behind by
+an import are averages (`ema`), the loss scale and what is frozen.
 
 - PyTorch counts updates for each parameter, `optimizers` for all of them. Where the counts differ, an export wants `step`, which then
   holds for every parameter. SGD counts none and always wants it; it matters to schedules only.
@@ -30,6 +32,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import struct
 from dataclasses import dataclass, field
 
@@ -62,7 +65,7 @@ COMMON = {"lr", "weight_decay", "beta1", "beta2", "eps", "amsgrad", "momentum", 
           "momentum_decay", "decoupled_weight_decay", "rho", "etas", "step_sizes", "lambd", "alpha", "t0"}
 
 #: Options that are how torch computes, not what.
-IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused", "initial_lr", "maximize"}
+IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused", "maximize"}
 
 MOMENTS = [("moment1", "exp_avg", None), ("moment2", "exp_avg_sq", None)]
 AMSGRAD = [*MOMENTS, ("vhat", "max_exp_avg_sq", "amsgrad")]
@@ -110,6 +113,7 @@ def to_file(path, rule, state, parameters, step=None):
     arrays, members, described = {}, [], []
     remaining = iter(names)
     for index, group in enumerate(groups):
+        group = _known(rule, group)
         own, options = _rule(rule, group), _flat(group)
         config = _config(own, options)
         lr, decay = config["lr"], config.get("weight_decay", 0.0)
@@ -135,18 +139,19 @@ def to_file(path, rule, state, parameters, step=None):
     save_file(arrays, path, metadata)
 
 
-def from_file(path, names=None):
+def from_file(path, names=None, groups=None):
     """What `load_state_dict` of an optimizer of PyTorch takes, from a state file.
 
     `names` are those of the parameters in the order in which the optimizer took them; without them the file's order. The optimizer
-    must be of the file's rule and have its groups; it gets the file's rates and other options.
+    must be of the file's rule and have its groups; it gets the file's rates and other options. `groups` are its own `param_groups`:
+    what they have beside these, for schedulers, is kept.
     Raises `ValueError` for what PyTorch has no counterpart for.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != "optimizers" or metadata.get("version") != VERSION:
             raise ValueError(f"{path} is no state file of version {VERSION}")
-        step, groups = int(metadata["step"]), json.loads(metadata["groups"])
+        step, saved = int(metadata["step"]), json.loads(metadata["groups"])
         members = {member["name"]: member for member in json.loads(metadata["parameters"])}
         if names is None:
             names = sorted(members, key=lambda name: members[name]["group"])
@@ -156,12 +161,15 @@ def from_file(path, names=None):
         if len({index for index, _ in runs}) != len(runs):
             raise ValueError("the parameters of a group must stand together in the names")
 
+        if groups is not None and len(groups) != len(runs):
+            raise ValueError(f"the file has {len(runs)} groups, the optimizer {len(groups)}")
         state, described = {}, []
         number = itertools.count()
         for index, run in runs:
-            rule, options, previous_lr = _options(groups[index])
+            rule, options, previous_lr = _options(saved[index])
             numbers = list(itertools.islice(number, len(run)))
-            described.append({**options, "params": numbers})
+            kept = groups[len(described)] if groups is not None else {}
+            described.append({**kept, **options, "params": numbers})
             options = _flat(options)
             for at, name in zip(numbers, run):
                 if members[name]["dtype"] != "f32":
@@ -200,6 +208,12 @@ def _rule(name, options):
     if name not in RULES:
         raise ValueError(f"there is no counterpart of {name}: there is one of {', '.join(RULES)}")
     return RULES[name]
+
+
+def _known(name, group):
+    """A group without the options that are a scheduler's or the caller's: those that the class does not know."""
+    known = IGNORED | set(getattr(torch.optim, name)([torch.zeros(1)]).defaults) if name in RULES else set(group)
+    return {option: value for option, value in group.items() if option in known}
 
 
 def _flat(options):
@@ -346,8 +360,14 @@ def main():
             names = file.read().splitlines()
     try:
         if arguments.command == "import":
-            state = from_file(arguments.state, names)
-            torch.save({"optimizer": state}, arguments.checkpoint)
+            checkpoint = {}
+            if os.path.exists(arguments.checkpoint):
+                checkpoint = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
+            groups = checkpoint["optimizer"]["param_groups"] if "optimizer" in checkpoint else None
+            checkpoint["optimizer"] = from_file(arguments.state, names, groups)
+            temporary = f"{arguments.checkpoint}.{os.getpid()}.tmp"
+            torch.save(checkpoint, temporary)
+            os.replace(temporary, arguments.checkpoint)
         else:
             checkpoint = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
             model, state = checkpoint["model"], checkpoint["optimizer"]
