@@ -342,7 +342,7 @@ fn refuses_nonsense() {
     let mut from = build(Adam::default().params(&w).loss_scale(dynamic));
     let mut to = build(Adam::default().params(&w).loss_scale(dynamic));
     type Change = fn(&mut StateMeta);
-    let cases: [(&str, Change); 14] = [
+    let cases: [(&str, Change); 16] = [
         ("layout has version 3", |meta| meta.version = VERSION + 1),
         ("step count", |meta| meta.step = u64::MAX),
         ("twice", |meta| meta.parameters.push(meta.parameters[0].clone())),
@@ -357,6 +357,8 @@ fn refuses_nonsense() {
         ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().bad = 1),
         ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().skipped = u32::MAX),
         ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().skipped = 1 << 31),
+        ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().scale = f64::INFINITY),
+        ("loss scale and counters", |meta| meta.guard.as_mut().unwrap().scale = f64::from(f32::from_bits(1))),
     ];
     for (expected, change) in cases {
         let mut copy = Copy::of(&mut from);
@@ -472,6 +474,30 @@ fn hyper_parameters_are_new_or_saved() {
     let mut to = build(Adam::default().groups([ParamGroup::new([&a]).lr(0.125), ParamGroup::new([&b])]));
     assert_eq!(load(&mut to, &mut one.state().unwrap(), keep).unwrap().kept, [0_usize; 0]);
     assert!(format!("{:?}", to.groups()[0].lr()).contains("0.125"), "{to}");
+}
+
+/// What is frozen here stays frozen, and a loss scale comes within the bounds that hold here, unless all is to be as saved.
+#[test]
+fn frozen_parameters_and_bounds() {
+    let [a, b] = ["a", "b"].map(|name| Parameter::new(name, [3]));
+    let dynamic =
+        |init_loss_scale, floor, cap| DynamicLossScale { init_loss_scale, floor, cap, ..DynamicLossScale::default() };
+    let new = |loss_scale| build(Adam::default().params([&a, &b]).loss_scale(loss_scale));
+    let mut from = new(dynamic(65_536.0, 1.0, 1e30));
+    let mut params = ones(&from);
+    steps(&mut from, &mut params, 1);
+    from.freeze("b").unwrap();
+    let keep = LoadOptions { hyper: Hyper::KeepSaved, ..STRICT };
+    for (options, frozen, scale) in [(STRICT, true, 1024.0), (keep, false, 65_536.0)] {
+        let mut to = new(dynamic(8.0, 1.0, 1024.0));
+        to.freeze("a").unwrap();
+        let _ = load(&mut to, &mut from.state().unwrap(), options).unwrap();
+        assert_eq!(["a", "b"].map(|name| to.is_frozen(name)), [Ok(frozen), Ok(true)]);
+        assert_eq!(to.loss_scale(), Ok(scale));
+    }
+    let mut to = new(dynamic(1e9, 1e6, 1e30));
+    let _ = load(&mut to, &mut from.state().unwrap(), STRICT).unwrap();
+    assert_eq!(to.loss_scale(), Ok(1e6));
 }
 
 /// What cannot be kept is said, not left out.

@@ -106,7 +106,8 @@ impl Optimizer {
     ///
     /// What a run cannot be told by its configuration always comes from the state: arrays, counters, step count, loss scale, progress
     /// of rates that follow a metric, which parameters are frozen. Settings stay as they are unless
-    /// [`hyper`](LoadOptions::hyper) says otherwise.
+    /// [`hyper`](LoadOptions::hyper) says otherwise; so do parameters that are frozen here and not in the state. A dynamic loss scale
+    /// is brought within its bounds.
     ///
     /// # Errors
     /// [`Error::StateMismatch`] with all that does not fit; [`Error::State`] while averages stand in the parameters or gradients are
@@ -372,7 +373,9 @@ impl<'a> Planner<'a> {
         }
         let sound = |&GuardState { scale, current, last, bad, skipped }: &GuardState| {
             let is_single = f64::from(single(scale)).to_bits() == scale.to_bits();
-            scale > 0.0 && is_single && current >= last && bad <= skipped && skipped < MOST_SKIPS
+            // Gradients are multiplied by its inverse.
+            let usable = scale > 0.0 && is_single && scale.is_finite() && (1.0 / single(scale)).is_finite();
+            usable && current >= last && bad <= skipped && skipped < MOST_SKIPS
         };
         if let Some(guard) = guard.filter(|guard| !sound(guard)) {
             self.problems.push(format!("its loss scale and counters are {guard:?}"));
@@ -416,7 +419,9 @@ impl<'a> Planner<'a> {
                 Part::Ema => seeds |= self.average(index, saved, &array, seeds),
             }
         }
-        Some(Flags { updated: saved.updated, frozen: saved.frozen, seeded: saved.seeded && !seeds })
+        // What was frozen before the load stays so, as settings do.
+        let frozen = saved.frozen || self.options.hyper == Hyper::UseNew && self.optimizer.frozen[index];
+        Some(Flags { updated: saved.updated, frozen, seeded: saved.seeded && !seeds })
     }
 
     /// Plans a slot.
@@ -634,7 +639,8 @@ impl<'a> Planner<'a> {
         }
         if let LossScale::Dynamic(dynamic) = loss_scale {
             let saved = self.meta.guard.filter(|_| matches!(self.meta.loss_scale, LossScale::Dynamic(_)));
-            control.scale = single(saved.map_or(dynamic.init_loss_scale, |guard| guard.scale));
+            let scale = saved.map_or(dynamic.init_loss_scale, |guard| guard.scale);
+            control.scale = single(scale.min(dynamic.cap).max(dynamic.floor));
         }
         control
     }
