@@ -50,7 +50,7 @@ pub(crate) struct Cut {
 const AT_ONCE: usize = 1 << 20;
 
 /// The bytes of parameters that are measured and then updated before others are, unless one has more: they stay in the last cache
-/// meanwhile.
+/// meanwhile. Those that are measured and updated at once do not count.
 const BATCH: usize = 16 << 20;
 
 /// A run of parameters that are walked over together, and the places where their memory is cut into tasks of equal work: none if
@@ -77,10 +77,12 @@ impl Cuts {
     pub(crate) fn new(forms: &[Form], layout: &Layout, threads: usize) -> Self {
         let total: usize = forms.iter().map(work).sum();
         let measured = forms.iter().any(|form| form.measured);
+        // What is measured and updated at once does not wait for another walk.
+        let waits = |param: usize| Some(layout.bytes(param)).filter(|&bytes| bytes > AT_ONCE).unwrap_or_default();
         let (mut batches, mut begin, mut bytes) = (Vec::new(), 0, 0);
         for param in 0..forms.len() {
-            bytes += layout.bytes(param);
-            if param + 1 == forms.len() || measured && bytes + layout.bytes(param + 1) > BATCH {
+            bytes += waits(param);
+            if param + 1 == forms.len() || measured && bytes + waits(param + 1) > BATCH {
                 let params = begin..param + 1;
                 let cuts = cuts(forms, &params, threads);
                 batches.push(Batch { own: (cuts.len() + 1) / threads, cuts, params });
