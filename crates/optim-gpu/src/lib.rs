@@ -303,12 +303,14 @@ impl GpuBackend {
 
     /// As [`Optimizer::step`], but recorded into the caller's encoder: it submits nothing, polls nothing, waits for nothing. The
     /// step happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
-    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it.
+    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it. (With
+    /// masters or averages it does poll, until the first step, which sets them, is known to have run.)
     ///
     /// Submit encoders in the order in which their steps were recorded, and before the next plain [`step`](Optimizer::step) of the
     /// same optimizer: its state is one thing, and whatever reads it (a step, a state, a slot) sees what has been submitted.
-    /// An encoder that is dropped takes its steps with it. The optimizer's next step says so, once, with
-    /// [`StepLost`](Error::StepLost); the step after that goes on as if the lost steps had had no gradients.
+    /// An encoder that is dropped, or that wgpu refuses when it is finished or submitted, takes its steps with it. A later step of the
+    /// optimizer says so, once, as soon as it is known, with [`StepLost`](Error::StepLost); the step after that goes on as if the lost
+    /// steps had had no gradients.
     ///
     /// With a guard the report is [`Pending`](optim_core::Outcome::Pending). Verdicts come back with the caller's submissions and
     /// polls, and [`try_report`](Optimizer::try_report) polls; up to 32 may be pending.
