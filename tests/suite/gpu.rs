@@ -1422,6 +1422,26 @@ mod guarded_steps {
         });
     }
 
+    /// A mistake of the caller's at one step is no loss of the device.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_a_buffer_that_is_mapped_are_refused_and_the_device_lives() {
+        let backend = adopted(&GpuOptions::default());
+        let mut optimizer = guarded(&backend, &[64], DynamicLossScale { init_loss_scale: 2.0, ..Default::default() });
+        let (param, good) = (backend.filled(64, 3.0).unwrap(), backend.filled(64, 2.0).unwrap());
+        let description = wgpu::BufferDescriptor { label: None, size: 256, usage: ALL, mapped_at_creation: true };
+        let mapped = backend.device().create_buffer(&description);
+        let bad = backend.wrap(mapped.clone(), 0, 64).unwrap();
+        let refused = optimizer.step(&mut [(&param).into()], &[(&bad).into()]);
+        assert!(matches!(refused, Err(Error::Device { .. })), "{refused:?}");
+        mapped.unmap();
+        for (grad, expected) in [(&good, 2.5), (&bad, 2.5)] {
+            assert_eq!(report(&mut optimizer, from_ref(&param), from_ref(grad)).outcome, Outcome::Pending);
+            assert!(optimizer.wait_report().unwrap().unwrap().applied());
+            assert_eq!(param.read().unwrap(), [expected; 64]);
+        }
+    }
+
     /// Slices and rows that lie in several windows.
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]

@@ -569,8 +569,7 @@ impl GpuEngine {
                 self.finish(before.into_iter().chain([encoder]).collect(), &pieces, guard.is_some(), params)?;
             return guard.map_or(Ok(Progress::Applied), |_| guard::verdict(&verdict).map(Progress::Decided));
         };
-        let submitted = own.map(|encoder| self.context.submit(before.into_iter().chain([encoder]))).transpose();
-        let submission = submitted.map_err(|error| self.context.lost_if_refused(error))?;
+        let submission = own.map(|encoder| self.context.submit(before.into_iter().chain([encoder]))).transpose()?;
         self.guard.expect(reading, submission);
         Ok(Progress::Pending)
     }
