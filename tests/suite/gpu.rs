@@ -697,7 +697,12 @@ mod work {
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn of_many_separate_buffers_gathers_many_at_a_time() {
         let backend = adopted(&GpuOptions { gather: Gather::Dispatches, ..GpuOptions::default() });
-        let most = u64::from(backend.device().limits().max_storage_buffers_per_shader_stage - 2).min(126);
+        let limits = backend.device().limits();
+        let most = limits
+            .max_storage_buffers_per_shader_stage
+            .min(limits.max_buffers_and_acceleration_structures_per_shader_stage)
+            .min(128)
+            - 2;
         let read = |buffer: &GpuBuffer| buffer.to_host().unwrap();
         for dtype in [DType::F32, DType::Bf16] {
             let lens: Vec<usize> = (0..300).map(|nth| 2 + 38 * (nth % 120)).collect();
@@ -726,7 +731,7 @@ mod work {
             });
             let [gathered, packed] = results;
             assert!(gathered.0 == packed.0, "{dtype:?}: other numbers");
-            let groups = 300_u64.div_ceil(most);
+            let groups = u64::from(300_u32.div_ceil(most));
             assert_eq!([gathered.1, packed.1], [[1 + 3 * groups, 1], [1, 1]], "{dtype:?}: dispatches and submissions");
         }
     }
@@ -1008,10 +1013,28 @@ mod device {
         assert_eq!(backend.counters().dispatches - before, 1);
     }
 
+    /// A stage may be allowed many storage buffers, but few buffers in all.
+    #[test]
+    fn gathers_no_more_buffers_than_a_stage_can_bind() {
+        let options = GpuOptions { gather: Gather::Dispatches, ..GpuOptions::default() };
+        for most in [8, 28, 64, 200] {
+            let limits = Limits { max_storage_buffers_per_shader_stage: most, ..Limits::default() };
+            let backend = noop(limits, &options).unwrap();
+            let lens = [16; 100];
+            let buffers = || lens.map(|len| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap());
+            let mut optimizer = adam(&lens, &backend).unwrap();
+            device_step(&mut optimizer, &buffers(), &buffers().map(Some))
+                .unwrap_or_else(|error| panic!("{most} storage buffers: {error}"));
+        }
+    }
+
     #[test]
     fn with_too_low_a_limit_is_refused() {
         type Set = fn(&mut Limits);
-        let cases: [(&str, u64, u64, Set); 4] = [
+        let cases: [(&str, u64, u64, Set); 5] = [
+            ("max_buffers_and_acceleration_structures_per_shader_stage", 9, 8, |limits| {
+                limits.max_buffers_and_acceleration_structures_per_shader_stage = 8;
+            }),
             ("max_storage_buffers_per_shader_stage", 8, 4, |limits| limits.max_storage_buffers_per_shader_stage = 4),
             ("max_compute_workgroup_size_x", 64, 32, |limits| limits.max_compute_workgroup_size_x = 32),
             ("max_compute_invocations_per_workgroup", 64, 32, |limits| {

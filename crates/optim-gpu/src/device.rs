@@ -155,6 +155,12 @@ impl Context {
         let limits = device.limits();
         let needs = [
             ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage),
+            // These, and a uniform one.
+            (
+                "max_buffers_and_acceleration_structures_per_shader_stage",
+                9,
+                limits.max_buffers_and_acceleration_structures_per_shader_stage,
+            ),
             ("max_compute_workgroup_size_x", optim_shaders::WORKGROUP, limits.max_compute_workgroup_size_x),
             (
                 "max_compute_invocations_per_workgroup",

@@ -189,8 +189,12 @@ impl Context {
             Gather::Copies => true,
             Gather::Dispatches => false,
         };
+        let limits = &self.limits;
+        let most = limits
+            .max_storage_buffers_per_shader_stage
+            .min(limits.max_buffers_and_acceleration_structures_per_shader_stage);
         // Two more are the pieces, and what the buffers share.
-        (!copies).then_some((self.limits.max_storage_buffers_per_shader_stage - 2).min(BUFFERS))
+        (!copies).then_some((most - 2).min(BUFFERS))
     }
 }
 
