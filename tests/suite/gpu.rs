@@ -19,7 +19,7 @@ use optimizers::core::{self, Backend as _, DeviceMemory};
 use optimizers::gpu::{Counters, Gather, GpuOptions};
 use optimizers::rule::Passes;
 use optimizers::{
-    Adam, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Momentum, Optimizer, Outcome,
+    Adam, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Lamb, Momentum, Optimizer, Outcome,
     ParamGroup, ParamMut, Parameter, Result, Rule, Sgd, StepReport,
 };
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
@@ -1026,6 +1026,31 @@ mod device {
             device_step(&mut optimizer, &buffers(), &buffers().map(Some))
                 .unwrap_or_else(|error| panic!("{most} storage buffers: {error}"));
         }
+    }
+
+    /// What is told of each tensor in one list may be more than a tiny window holds.
+    #[test]
+    fn takes_more_tensors_than_a_window_has_words() {
+        let options = GpuOptions { window_bytes: Some(256), ..GpuOptions::default() };
+        let backend = noop(Limits::default(), &options).unwrap();
+        let lens = [1; 5000];
+        let named = || (0..lens.len()).map(|nth| Parameter::new(format!("w{nth}"), [1]));
+        let (params, grads) = (backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap());
+        let grads: Vec<_> = grads.into_iter().map(Some).collect();
+        for builder in [Lamb::new(LR).params(named()), Sgd::new(LR).params(named()).clip_norm(1.0)] {
+            let mut optimizer = builder.build(backend.clone()).unwrap();
+            device_step(&mut optimizer, &params, &grads).unwrap();
+        }
+
+        // More than a binding has is refused.
+        let limits = Limits { max_storage_buffer_binding_size: 1 << 16, ..Limits::default() };
+        let backend = noop(limits, &GpuOptions::default()).unwrap();
+        let (params, grads) = (backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap());
+        let grads: Vec<_> = grads.into_iter().map(Some).collect();
+        let mut optimizer = Sgd::new(LR).params(named()).clip_norm(1.0).build(backend.clone()).unwrap();
+        let error = device_step(&mut optimizer, &params, &grads).unwrap_err();
+        let (what, expected, got) = ("max_storage_buffer_binding_size", 80_128, 1 << 16);
+        assert_eq!(error, Error::DeviceLimit { what, expected, got });
     }
 
     #[test]
