@@ -1028,6 +1028,20 @@ mod device {
         }
     }
 
+    /// Rules that sum need larger workgroups than others, and say so when they are built.
+    #[test]
+    fn that_cannot_sum_refuses_rules_that_do() {
+        let limits = Limits { max_compute_invocations_per_workgroup: 128, ..Limits::default() };
+        let backend = noop(limits, &GpuOptions::default()).unwrap();
+        for rule in Rule::all() {
+            let sums = rule.spec().passes() != Passes::Elementwise || rule.spec().has_trust();
+            let built = Builder::new(rule.clone()).params([Parameter::new("w", [4, 4])]).build(backend.clone());
+            let (what, expected, got) = ("max_compute_invocations_per_workgroup", 256, 128);
+            let refused = sums.then_some(Error::DeviceLimit { what, expected, got });
+            assert_eq!(built.map(drop).err(), refused, "{rule:?}");
+        }
+    }
+
     /// What is told of each tensor in one list may be more than a tiny window holds.
     #[test]
     fn takes_more_tensors_than_a_window_has_words() {
