@@ -921,19 +921,36 @@ mod memory {
         let stranger = GpuBuffer::from_wgpu(raw(&other, 64, ALL), 0, 64).unwrap();
         let same = GpuBackend::from_wgpu(device, queue).unwrap().zeros(64).unwrap();
         let foreign = GpuBackend::from_wgpu(other, other_queue).unwrap().zeros(64).unwrap();
-        assert!(memory_error(backend.wrap(stranger.wgpu().clone(), 0, 64)).2.contains("this backend's device"));
+        let [own, any] = ["a buffer of this backend's device", "a buffer that this device can bind"];
+        assert_eq!(memory_error(backend.wrap(stranger.wgpu().clone(), 0, 64)).2, any);
         let mut optimizer = adam(&[64], &backend).unwrap();
-        for (param, grad, at_fault) in [
-            (&stranger, &same, "parameter"),
-            (&same, &stranger, "gradient"),
-            (&foreign, &same, "parameter"),
-            (&same, &foreign, "gradient"),
+        for (param, grad, at_fault, wanted) in [
+            (&stranger, &same, "parameter", any),
+            (&same, &stranger, "gradient", any),
+            (&foreign, &same, "parameter", own),
+            (&same, &foreign, "gradient", own),
         ] {
             let (what, name, expected, _) =
                 memory_error(device_step(&mut optimizer, from_ref(param), &[Some(grad.clone())]));
-            assert_eq!((what, &*name, &*expected), (at_fault, "w0", "a buffer of this backend's device"));
+            assert_eq!((what, &*name, &*expected), (at_fault, "w0", wanted));
         }
         device_step(&mut optimizer, &[same], &[Some(backend.zeros(64).unwrap())]).unwrap();
+    }
+
+    /// It says what is wrong, rather than that it is another device's; and what nothing is bound of need not be bound.
+    #[test]
+    fn that_is_destroyed_or_empty_is_called_so() {
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        let mut optimizer = adam(&[64, 0], &backend).unwrap();
+        let empty = backend.wrap(raw(backend.device(), 0, ALL), 0, 0).unwrap();
+        let (param, grad) = (backend.zeros(64).unwrap(), backend.zeros(64).unwrap());
+        let params = [param, empty.clone()];
+        device_step(&mut optimizer, &params, &[Some(backend.zeros(64).unwrap()), Some(empty.clone())]).unwrap();
+        grad.wgpu().destroy();
+        let (what, name, expected, got) =
+            memory_error(device_step(&mut optimizer, &params, &[Some(grad), Some(empty)]));
+        assert_eq!((what, &*name, &*expected), ("gradient", "w0", "a buffer that this device can bind"));
+        assert!(got.contains("destroyed"), "{got}");
     }
 
     /// Another backend's memory.

@@ -370,7 +370,10 @@ impl GpuBackend {
         self.context.ready()?;
         let alignment = self.context.limits.min_storage_buffer_offset_alignment.into();
         let buffer = GpuBuffer::foreign(dtype, buffer, offset, len, alignment, Some(Arc::clone(&self.context)))?;
-        self.context.refuse_strangers("buffer", "wgpu::Buffer", &buffer.buffer)?;
+        // Of what is empty nothing is bound, and it may have no bytes.
+        if len > 0 {
+            self.context.refuse_strangers("buffer", "wgpu::Buffer", &buffer.buffer)?;
+        }
         Ok(buffer)
     }
 }

@@ -802,7 +802,7 @@ impl Context {
     /// An error that names the memory if its buffer cannot be bound on this device.
     pub(crate) fn refuse_strangers(&self, what: &'static str, name: &str, buffer: &wgpu::Buffer) -> Result<()> {
         self.probe(buffer).map_err(|error| match error {
-            Error::Device { detail } => unfit(what, name, "a buffer of this backend's device".into(), detail),
+            Error::Device { detail } => unfit(what, name, "a buffer that this device can bind".into(), detail),
             other => other,
         })
     }
