@@ -266,7 +266,8 @@ mod numbers {
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn are_the_same_gathered_or_not() {
-        let lens = [3, 64, 257, 1000];
+        // Enough to be worth dispatches, and not a power of two.
+        let lens = [3, 64, 257, 1000, 4, 1, 128, 65, 300];
         for rule in Rule::all() {
             let results = [None, Some(Gather::Copies), Some(Gather::Dispatches)].map(|gather| {
                 let gpu = adopted(&GpuOptions { gather: gather.unwrap_or_default(), ..GpuOptions::default() });
@@ -731,8 +732,42 @@ mod work {
             });
             let [gathered, packed] = results;
             assert!(gathered.0 == packed.0, "{dtype:?}: other numbers");
-            let groups = u64::from(300_u32.div_ceil(most));
+            // What full ones leave is moved by powers of two.
+            let groups = u64::from(300 / most + (300 % most).count_ones());
             assert_eq!([gathered.1, packed.1], [[1 + 3 * groups, 1], [1, 1]], "{dtype:?}: dispatches and submissions");
+        }
+    }
+
+    /// Small buffers are gathered by dispatches only where that takes fewer than they would take each.
+    #[test]
+    fn of_few_separate_buffers_is_at_most_a_dispatch_each() {
+        let limits = Limits {
+            max_storage_buffers_per_shader_stage: 34,
+            max_buffers_and_acceleration_structures_per_shader_stage: 34,
+            ..Limits::default()
+        };
+        let options = GpuOptions { gather: Gather::Dispatches, ..GpuOptions::default() };
+        let backend = noop(limits, &options).unwrap();
+        for count in 1..=80 {
+            let lens = vec![64; count];
+            let separate = || -> Vec<GpuBuffer> {
+                lens.iter().map(|&len| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap()).collect()
+            };
+            let arena = || backend.arena(&lens).unwrap();
+            // So many of one side: full ones, then powers of two.
+            let moves = (count / 32) as u64 + u64::from((count % 32).count_ones());
+            for (params, grads, gathered) in [
+                (separate(), separate(), 3 * moves + 1),
+                (separate(), arena(), 2 * moves + 1),
+                (arena(), separate(), moves + 1),
+            ] {
+                let mut optimizer = adam(&lens, &backend).unwrap();
+                let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                let before = backend.counters().dispatches;
+                device_step(&mut optimizer, &params, &grads).unwrap();
+                let dispatches = backend.counters().dispatches - before;
+                assert_eq!(dispatches, gathered.min(count as u64), "{count} buffers, {gathered} if gathered");
+            }
         }
     }
 

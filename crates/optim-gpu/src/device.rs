@@ -47,7 +47,8 @@ pub enum Gather {
     Auto,
     /// By a copy of each. Buffers need the usage `COPY_SRC`, of parameters `COPY_DST` too; those without are not gathered.
     Copies,
-    /// By kernels that bind as many buffers at a time as the device lets a stage bind, at most 128.
+    /// By kernels that bind as many buffers at a time as the device lets a stage bind, at most 128; where that takes fewer dispatches
+    /// than one for each buffer.
     Dispatches,
 }
 

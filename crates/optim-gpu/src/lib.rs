@@ -24,9 +24,10 @@
 //! elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept apart.
 //!
 //! How they are moved is a matter of the device ([`Gather`]). A software GPU copies each by a command, about a microsecond each, for
-//! which they need the usage `COPY_SRC`, of parameters `COPY_DST` too; others bind as many as a stage may and move them by a dispatch.
-//! So 2,000 tensors of 256 elements in buffers of their own take several times as long as in an arena, or in ranges of one buffer of
-//! the caller's.
+//! which they need the usage `COPY_SRC`, of parameters `COPY_DST` too. Others bind as many as a stage may, and what is left by powers of
+//! two, and move them by a dispatch; where there are so few that this takes no fewer dispatches, they are updated where they are. So
+//! 2,000 tensors of 256 elements in buffers of their own take several times as long as in an arena, or in ranges of one buffer of the
+//! caller's.
 //!
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
