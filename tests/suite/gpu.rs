@@ -19,7 +19,7 @@ use optimizers::core::{self, Backend as _, DeviceMemory};
 use optimizers::gpu::{Counters, Gather, GpuOptions};
 use optimizers::rule::Passes;
 use optimizers::{
-    Adam, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Momentum, Optimizer, Outcome,
+    Adam, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Lamb, Momentum, Optimizer, Outcome,
     ParamGroup, ParamMut, Parameter, Result, Rule, Sgd, StepReport,
 };
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
@@ -266,7 +266,8 @@ mod numbers {
     #[test]
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn are_the_same_gathered_or_not() {
-        let lens = [3, 64, 257, 1000];
+        // Enough to be worth dispatches, and not a power of two.
+        let lens = [3, 64, 257, 1000, 4, 1, 128, 65, 300];
         for rule in Rule::all() {
             let results = [None, Some(Gather::Copies), Some(Gather::Dispatches)].map(|gather| {
                 let gpu = adopted(&GpuOptions { gather: gather.unwrap_or_default(), ..GpuOptions::default() });
@@ -697,7 +698,12 @@ mod work {
     #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
     fn of_many_separate_buffers_gathers_many_at_a_time() {
         let backend = adopted(&GpuOptions { gather: Gather::Dispatches, ..GpuOptions::default() });
-        let most = u64::from(backend.device().limits().max_storage_buffers_per_shader_stage - 2).min(126);
+        let limits = backend.device().limits();
+        let most = limits
+            .max_storage_buffers_per_shader_stage
+            .min(limits.max_buffers_and_acceleration_structures_per_shader_stage)
+            .min(128)
+            - 2;
         let read = |buffer: &GpuBuffer| buffer.to_host().unwrap();
         for dtype in [DType::F32, DType::Bf16] {
             let lens: Vec<usize> = (0..300).map(|nth| 2 + 38 * (nth % 120)).collect();
@@ -726,8 +732,42 @@ mod work {
             });
             let [gathered, packed] = results;
             assert!(gathered.0 == packed.0, "{dtype:?}: other numbers");
-            let groups = 300_u64.div_ceil(most);
+            // What full ones leave is moved by powers of two.
+            let groups = u64::from(300 / most + (300 % most).count_ones());
             assert_eq!([gathered.1, packed.1], [[1 + 3 * groups, 1], [1, 1]], "{dtype:?}: dispatches and submissions");
+        }
+    }
+
+    /// Small buffers are gathered by dispatches only where that takes fewer than they would take each.
+    #[test]
+    fn of_few_separate_buffers_is_at_most_a_dispatch_each() {
+        let limits = Limits {
+            max_storage_buffers_per_shader_stage: 34,
+            max_buffers_and_acceleration_structures_per_shader_stage: 34,
+            ..Limits::default()
+        };
+        let options = GpuOptions { gather: Gather::Dispatches, ..GpuOptions::default() };
+        let backend = noop(limits, &options).unwrap();
+        for count in 1..=80 {
+            let lens = vec![64; count];
+            let separate = || -> Vec<GpuBuffer> {
+                lens.iter().map(|&len| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap()).collect()
+            };
+            let arena = || backend.arena(&lens).unwrap();
+            // So many of one side: full ones, then powers of two.
+            let moves = (count / 32) as u64 + u64::from((count % 32).count_ones());
+            for (params, grads, gathered) in [
+                (separate(), separate(), 3 * moves + 1),
+                (separate(), arena(), 2 * moves + 1),
+                (arena(), separate(), moves + 1),
+            ] {
+                let mut optimizer = adam(&lens, &backend).unwrap();
+                let grads: Vec<_> = grads.into_iter().map(Some).collect();
+                let before = backend.counters().dispatches;
+                device_step(&mut optimizer, &params, &grads).unwrap();
+                let dispatches = backend.counters().dispatches - before;
+                assert_eq!(dispatches, gathered.min(count as u64), "{count} buffers, {gathered} if gathered");
+            }
         }
     }
 
@@ -916,19 +956,36 @@ mod memory {
         let stranger = GpuBuffer::from_wgpu(raw(&other, 64, ALL), 0, 64).unwrap();
         let same = GpuBackend::from_wgpu(device, queue).unwrap().zeros(64).unwrap();
         let foreign = GpuBackend::from_wgpu(other, other_queue).unwrap().zeros(64).unwrap();
-        assert!(memory_error(backend.wrap(stranger.wgpu().clone(), 0, 64)).2.contains("this backend's device"));
+        let [own, any] = ["a buffer of this backend's device", "a buffer that this device can bind"];
+        assert_eq!(memory_error(backend.wrap(stranger.wgpu().clone(), 0, 64)).2, any);
         let mut optimizer = adam(&[64], &backend).unwrap();
-        for (param, grad, at_fault) in [
-            (&stranger, &same, "parameter"),
-            (&same, &stranger, "gradient"),
-            (&foreign, &same, "parameter"),
-            (&same, &foreign, "gradient"),
+        for (param, grad, at_fault, wanted) in [
+            (&stranger, &same, "parameter", any),
+            (&same, &stranger, "gradient", any),
+            (&foreign, &same, "parameter", own),
+            (&same, &foreign, "gradient", own),
         ] {
             let (what, name, expected, _) =
                 memory_error(device_step(&mut optimizer, from_ref(param), &[Some(grad.clone())]));
-            assert_eq!((what, &*name, &*expected), (at_fault, "w0", "a buffer of this backend's device"));
+            assert_eq!((what, &*name, &*expected), (at_fault, "w0", wanted));
         }
         device_step(&mut optimizer, &[same], &[Some(backend.zeros(64).unwrap())]).unwrap();
+    }
+
+    /// It says what is wrong, rather than that it is another device's; and what nothing is bound of need not be bound.
+    #[test]
+    fn that_is_destroyed_or_empty_is_called_so() {
+        let backend = noop(Limits::default(), &GpuOptions::default()).unwrap();
+        let mut optimizer = adam(&[64, 0], &backend).unwrap();
+        let empty = backend.wrap(raw(backend.device(), 0, ALL), 0, 0).unwrap();
+        let (param, grad) = (backend.zeros(64).unwrap(), backend.zeros(64).unwrap());
+        let params = [param, empty.clone()];
+        device_step(&mut optimizer, &params, &[Some(backend.zeros(64).unwrap()), Some(empty.clone())]).unwrap();
+        grad.wgpu().destroy();
+        let (what, name, expected, got) =
+            memory_error(device_step(&mut optimizer, &params, &[Some(grad), Some(empty)]));
+        assert_eq!((what, &*name, &*expected), ("gradient", "w0", "a buffer that this device can bind"));
+        assert!(got.contains("destroyed"), "{got}");
     }
 
     /// Another backend's memory.
@@ -1008,10 +1065,67 @@ mod device {
         assert_eq!(backend.counters().dispatches - before, 1);
     }
 
+    /// A stage may be allowed many storage buffers, but few buffers in all.
+    #[test]
+    fn gathers_no_more_buffers_than_a_stage_can_bind() {
+        let options = GpuOptions { gather: Gather::Dispatches, ..GpuOptions::default() };
+        for most in [8, 28, 64, 200] {
+            let limits = Limits { max_storage_buffers_per_shader_stage: most, ..Limits::default() };
+            let backend = noop(limits, &options).unwrap();
+            let lens = [16; 100];
+            let buffers = || lens.map(|len| backend.wrap(raw(backend.device(), len, ALL), 0, len).unwrap());
+            let mut optimizer = adam(&lens, &backend).unwrap();
+            device_step(&mut optimizer, &buffers(), &buffers().map(Some))
+                .unwrap_or_else(|error| panic!("{most} storage buffers: {error}"));
+        }
+    }
+
+    /// Rules that sum need larger workgroups than others, and say so when they are built.
+    #[test]
+    fn that_cannot_sum_refuses_rules_that_do() {
+        let limits = Limits { max_compute_invocations_per_workgroup: 128, ..Limits::default() };
+        let backend = noop(limits, &GpuOptions::default()).unwrap();
+        for rule in Rule::all() {
+            let sums = rule.spec().passes() != Passes::Elementwise || rule.spec().has_trust();
+            let built = Builder::new(rule.clone()).params([Parameter::new("w", [4, 4])]).build(backend.clone());
+            let (what, expected, got) = ("max_compute_invocations_per_workgroup", 256, 128);
+            let refused = sums.then_some(Error::DeviceLimit { what, expected, got });
+            assert_eq!(built.map(drop).err(), refused, "{rule:?}");
+        }
+    }
+
+    /// What is told of each tensor in one list may be more than a tiny window holds.
+    #[test]
+    fn takes_more_tensors_than_a_window_has_words() {
+        let options = GpuOptions { window_bytes: Some(256), ..GpuOptions::default() };
+        let backend = noop(Limits::default(), &options).unwrap();
+        let lens = [1; 5000];
+        let named = || (0..lens.len()).map(|nth| Parameter::new(format!("w{nth}"), [1]));
+        let (params, grads) = (backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap());
+        let grads: Vec<_> = grads.into_iter().map(Some).collect();
+        for builder in [Lamb::new(LR).params(named()), Sgd::new(LR).params(named()).clip_norm(1.0)] {
+            let mut optimizer = builder.build(backend.clone()).unwrap();
+            device_step(&mut optimizer, &params, &grads).unwrap();
+        }
+
+        // More than a binding has is refused.
+        let limits = Limits { max_storage_buffer_binding_size: 1 << 16, ..Limits::default() };
+        let backend = noop(limits, &GpuOptions::default()).unwrap();
+        let (params, grads) = (backend.arena(&lens).unwrap(), backend.arena(&lens).unwrap());
+        let grads: Vec<_> = grads.into_iter().map(Some).collect();
+        let mut optimizer = Sgd::new(LR).params(named()).clip_norm(1.0).build(backend.clone()).unwrap();
+        let error = device_step(&mut optimizer, &params, &grads).unwrap_err();
+        let (what, expected, got) = ("max_storage_buffer_binding_size", 80_128, 1 << 16);
+        assert_eq!(error, Error::DeviceLimit { what, expected, got });
+    }
+
     #[test]
     fn with_too_low_a_limit_is_refused() {
         type Set = fn(&mut Limits);
-        let cases: [(&str, u64, u64, Set); 4] = [
+        let cases: [(&str, u64, u64, Set); 5] = [
+            ("max_buffers_and_acceleration_structures_per_shader_stage", 9, 8, |limits| {
+                limits.max_buffers_and_acceleration_structures_per_shader_stage = 8;
+            }),
             ("max_storage_buffers_per_shader_stage", 8, 4, |limits| limits.max_storage_buffers_per_shader_stage = 4),
             ("max_compute_workgroup_size_x", 64, 32, |limits| limits.max_compute_workgroup_size_x = 32),
             ("max_compute_invocations_per_workgroup", 64, 32, |limits| {
@@ -1420,6 +1534,26 @@ mod guarded_steps {
             assert_eq!((p, optimizer.loss_scale().unwrap()), ([0.5; 5], 1.0));
             assert_eq!(on_device.read().unwrap(), [1.0; 5]);
         });
+    }
+
+    /// A mistake of the caller's at one step is no loss of the device.
+    #[test]
+    #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+    fn of_a_buffer_that_is_mapped_are_refused_and_the_device_lives() {
+        let backend = adopted(&GpuOptions::default());
+        let mut optimizer = guarded(&backend, &[64], DynamicLossScale { init_loss_scale: 2.0, ..Default::default() });
+        let (param, good) = (backend.filled(64, 3.0).unwrap(), backend.filled(64, 2.0).unwrap());
+        let description = wgpu::BufferDescriptor { label: None, size: 256, usage: ALL, mapped_at_creation: true };
+        let mapped = backend.device().create_buffer(&description);
+        let bad = backend.wrap(mapped.clone(), 0, 64).unwrap();
+        let refused = optimizer.step(&mut [(&param).into()], &[(&bad).into()]);
+        assert!(matches!(refused, Err(Error::Device { .. })), "{refused:?}");
+        mapped.unmap();
+        for (grad, expected) in [(&good, 2.5), (&bad, 2.5)] {
+            assert_eq!(report(&mut optimizer, from_ref(&param), from_ref(grad)).outcome, Outcome::Pending);
+            assert!(optimizer.wait_report().unwrap().unwrap().applied());
+            assert_eq!(param.read().unwrap(), [expected; 64]);
+        }
     }
 
     /// Slices and rows that lie in several windows.

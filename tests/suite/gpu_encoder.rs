@@ -24,6 +24,39 @@ fn submit(backend: &GpuBackend, encoder: wgpu::CommandEncoder) {
     backend.queue().submit([encoder.finish()]);
 }
 
+/// Why recorded commands never run.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Dropped,
+    /// For a mistake in them.
+    RefusedAtFinish,
+    /// For a buffer that is gone.
+    RefusedAtSubmit,
+}
+
+impl Fate {
+    const ALL: [Self; 3] = [Self::Dropped, Self::RefusedAtFinish, Self::RefusedAtSubmit];
+
+    fn meet(self, backend: &GpuBackend, mut commands: wgpu::CommandEncoder) {
+        let scope = backend.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let other = backend.zeros(64).unwrap();
+        match self {
+            Self::Dropped => {}
+            Self::RefusedAtFinish => {
+                commands.clear_buffer(other.wgpu(), 1, None);
+                submit(backend, commands);
+            }
+            Self::RefusedAtSubmit => {
+                commands.clear_buffer(other.wgpu(), 0, None);
+                let commands = commands.finish();
+                other.wgpu().destroy();
+                backend.queue().submit([commands]);
+            }
+        }
+        drop(scope);
+    }
+}
+
 /// An optimizer with its memory, and gradients for some steps.
 struct Trained {
     backend: GpuBackend,
@@ -135,7 +168,10 @@ fn of_several_optimizers_share_an_encoder() {
         }
         submit(&backend, encoder);
     }
-    assert_eq!(calls(&backend), before, "submissions, waits, polls");
+    let [submits, waits, polls] = calls(&backend);
+    assert_eq!([submits, waits], before[..2], "submissions, waits");
+    // The one with an average, until it knows that this has been set.
+    assert!(polls - before[2] < STEPS as u64, "{} polls", polls - before[2]);
     for (plain, recorded) in plain.iter().zip(&recorded) {
         assert!(plain.bits() == recorded.bits(), "{:?}: other numbers", plain.optimizer.rule());
     }
@@ -405,30 +441,44 @@ fn of_dropped_encoders_are_lost_and_reported_once() {
     assert!(trained.bits() == plain.bits(), "other numbers than without the lost step");
 }
 
-/// Masters and averages that a lost step was to set are set by the next one.
+/// Masters and averages that a lost step was to set are set by the next one: whatever became of its commands, with a guard or without,
+/// and even if it had no gradient.
 #[test]
 #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
 fn that_are_lost_leave_no_master_unset() {
-    let backend = adopted();
+    // Of its own: no other thread takes its callbacks.
+    let backend = GpuBackend::new().unwrap();
     let values: Vec<bf16> = [1.0, -2.0, 3.5].map(bf16::from_f32).to_vec();
     let grad = backend.buffer(&[0.25, 0.5, -1.0]).unwrap();
-    let trained = || {
+    let trained = |guard| {
         let named = [Parameter::new("w", [3]).with_dtype(DType::Bf16)];
-        let builder = Momentum::new(0.01, 0.9).params(named).master(Master::F32).ema(0.5);
+        let builder = Momentum::new(0.01, 0.9).params(named).master(Master::F32).ema(0.5).guard(guard);
         (builder.build(backend.clone()).unwrap(), backend.buffer_of(&values).unwrap())
     };
     let outcome =
         |optimizer: &Optimizer, param: &GpuBuffer| (param.read_of::<bf16>().unwrap(), optimizer.average("w").unwrap());
-    let (mut plain, plain_param) = trained();
-    // The number of the lost step is used up; the average's weight follows the number.
-    assert!(plain.step(&mut [(&plain_param).into()], &[Grad::None]).unwrap().applied());
-    assert!(plain.step(&mut [(&plain_param).into()], &[(&grad).into()]).unwrap().applied());
-    for record_again in [false, true] {
-        let (mut optimizer, param) = trained();
+    let plain = [false, true].map(|guard| {
+        let (mut optimizer, param) = trained(guard);
+        // The number of the lost step is used up, unless it was guarded; the average's weight follows the number.
+        if !guard {
+            assert!(optimizer.step(&mut [(&param).into()], &[Grad::None]).unwrap().applied());
+        }
+        assert_ne!(optimizer.step(&mut [(&param).into()], &[(&grad).into()]).unwrap().step, 0);
+        while optimizer.wait_report().unwrap().is_some() {}
+        assert_ne!(param.read_of::<bf16>().unwrap(), values);
+        outcome(&optimizer, &param)
+    });
+    for (nth, fate) in (0..8).flat_map(|nth| Fate::ALL.map(|fate| (nth, fate))) {
+        let [record_again, guard, has_gradient] = [1, 2, 4].map(|bit| nth & bit != 0);
+        let what = format!("{fate:?}, recorded again: {record_again}, guard: {guard}, gradient: {has_gradient}");
+        let (mut optimizer, param) = trained(guard);
         let mut commands = encoder(&backend);
-        let report = backend.encode_step(&mut commands, &mut optimizer, &mut [(&param).into()], &[(&grad).into()]);
-        assert!(report.unwrap().applied());
-        drop(commands);
+        let gradient = if has_gradient { (&grad).into() } else { Grad::None };
+        assert_eq!(
+            backend.encode_step(&mut commands, &mut optimizer, &mut [(&param).into()], &[gradient]).unwrap().step,
+            1
+        );
+        fate.meet(&backend, commands);
         let mut commands = encoder(&backend);
         let mut again = |optimizer: &mut Optimizer| {
             let (params, grads) = (&mut [(&param).into()], &[(&grad).into()]);
@@ -438,12 +488,47 @@ fn that_are_lost_leave_no_master_unset() {
                 optimizer.step(params, grads)
             }
         };
-        assert!(matches!(again(&mut optimizer), Err(Error::StepLost)));
-        assert!(again(&mut optimizer).unwrap().applied());
+        let lost = if guard { optimizer.wait_report().map(drop) } else { again(&mut optimizer).map(drop) };
+        assert_eq!(lost, Err(Error::StepLost), "{what}");
+        assert_eq!(again(&mut optimizer).unwrap().step, if guard { 1 } else { 2 }, "{what}");
         submit(&backend, commands);
-        assert_eq!(outcome(&optimizer, &param), outcome(&plain, &plain_param));
+        while optimizer.wait_report().unwrap().is_some() {}
+        assert_eq!(outcome(&optimizer, &param), plain[usize::from(guard)], "{what}");
     }
-    assert_ne!(plain_param.read_of::<bf16>().unwrap(), values);
+}
+
+/// While nobody has asked what became of a guarded step, the next one still finds its masters unset, and sets them.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn that_are_refused_unnoticed_leave_no_master_unset() {
+    // Of its own: no other thread takes its callbacks.
+    let backend = GpuBackend::new().unwrap();
+    let grad = backend.buffer(&[1.0; 4]).unwrap();
+    for record_again in [false, true] {
+        let named = [Parameter::new("w", [4]).with_dtype(DType::Bf16)];
+        let mut optimizer = Sgd::new(0.125).params(named).guard(true).build(backend.clone()).unwrap();
+        let param = backend.buffer_of(&[bf16::from_f32(3.0); 4]).unwrap();
+        let mut commands = encoder(&backend);
+        let report = backend.encode_step(&mut commands, &mut optimizer, &mut [(&param).into()], &[(&grad).into()]);
+        assert_eq!(report.unwrap().outcome, Outcome::Pending);
+        Fate::RefusedAtSubmit.meet(&backend, commands);
+        let mut commands = encoder(&backend);
+        let (params, grads) = (&mut [(&param).into()], &[(&grad).into()]);
+        let again = if record_again {
+            backend.encode_step(&mut commands, &mut optimizer, params, grads)
+        } else {
+            optimizer.step(params, grads)
+        };
+        submit(&backend, commands);
+        let mut lost = u32::from(again == Err(Error::StepLost));
+        while let Some(report) = optimizer.wait_report().transpose() {
+            lost += u32::from(report == Err(Error::StepLost));
+        }
+        assert_eq!(lost, 1, "told once");
+        assert!(optimizer.step(&mut [(&param).into()], &[(&grad).into()]).is_ok());
+        let steps = if again.is_ok() { 2.0 } else { 1.0 };
+        assert_eq!(param.read_of::<bf16>().unwrap(), [bf16::from_f32(3.0 - 0.125 * steps); 4], "again: {again:?}");
+    }
 }
 
 /// Commands that wgpu refuses, for a mistake of the caller's among them, bring no verdict.

@@ -2,7 +2,7 @@
 //! is. The queue's own writes would all land before the next submission.
 //!
 //! A staging buffer comes back mapped once the commands that read it are done. It is looked for, never waited for; if none is
-//! back, another one is made.
+//! back, another one is made. It also comes back if wgpu refuses the commands, so recorded ones bring a receipt as well.
 
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
@@ -25,6 +25,12 @@ pub(crate) struct Belt {
     /// Mapped, ready to be written.
     free: Vec<wgpu::Buffer>,
     flying: Vec<Flight>,
+    /// Of recorded steps, until it is known what became of them.
+    receipts: Vec<(Receipt, Recorded)>,
+    /// Buffers for more of them.
+    free_receipts: Vec<wgpu::Buffer>,
+    /// The number of receipts that were made.
+    asked: u32,
 }
 
 /// A staging buffer that commands read.
@@ -32,11 +38,27 @@ pub(crate) struct Belt {
 struct Flight {
     buffer: wgpu::Buffer,
     mapped: Mapped,
-    recorded: Option<Recorded>,
+}
+
+/// What tells whether recorded commands have run: they bring a number that no others have.
+#[derive(Debug)]
+pub(crate) struct Receipt {
+    buffer: wgpu::Buffer,
+    number: u32,
+    mapped: Mapped,
+}
+
+impl Receipt {
+    /// The number that is in the mapped buffer, which is free afterwards.
+    fn read(&self) -> Result<u32, wgpu::MapRangeError> {
+        let number = bytemuck::pod_read_unaligned(&self.buffer.get_mapped_range(..)?);
+        self.buffer.unmap();
+        Ok(number)
+    }
 }
 
 /// A step of which only the caller knows when it runs.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Recorded {
     /// For each tensor whether master and average are set by it.
     pub(crate) seeds: Vec<bool>,
@@ -45,16 +67,34 @@ pub(crate) struct Recorded {
 }
 
 impl Belt {
-    /// Takes back what is done. Recorded steps whose commands were dropped are told, each once.
-    pub(crate) fn recover(&mut self, context: &Context, mut lost: impl FnMut(Recorded)) -> Result<()> {
+    /// Takes back what is done. Recorded steps whose commands were dropped or refused are told, each once.
+    pub(crate) fn recover(&mut self, context: &Context, mut lost: impl FnMut(&Recorded)) -> Result<()> {
         let mut failed = None;
         let free = &mut self.free;
-        self.flying.retain_mut(|flight| {
+        self.flying.retain(|flight| {
             match flight.mapped.try_recv() {
                 Ok(Ok(())) => free.push(flight.buffer.clone()),
-                Ok(Err(error)) => failed = Some(error),
+                Ok(Err(error)) => failed = Some(error.to_string()),
                 Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => flight.recorded.take().into_iter().for_each(&mut lost),
+                Err(TryRecvError::Disconnected) => {}
+            }
+            false
+        });
+        let free = &mut self.free_receipts;
+        self.receipts.retain(|(receipt, recorded)| {
+            let has_run = match receipt.mapped.try_recv() {
+                Ok(Ok(())) => {
+                    free.push(receipt.buffer.clone());
+                    receipt.read().map(|number| number == receipt.number).map_err(|error| error.to_string())
+                }
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => Ok(false),
+            };
+            match has_run {
+                Ok(true) => {}
+                Ok(false) => lost(recorded),
+                Err(error) => failed = Some(error),
             }
             false
         });
@@ -67,7 +107,6 @@ impl Belt {
         context: &Context,
         encoder: &mut wgpu::CommandEncoder,
         writes: &[Write<'_>],
-        recorded: Option<Recorded>,
     ) -> Result<()> {
         let size = writes.iter().map(|(_, _, bytes)| bytes.len() as u64).sum();
         let staging = self.staging(context, size)?;
@@ -85,8 +124,34 @@ impl Belt {
             start += size;
         }
         let mapped = map_on_submit(encoder, &staging, wgpu::MapMode::Write);
-        self.flying.push(Flight { buffer: staging, mapped, recorded });
+        self.flying.push(Flight { buffer: staging, mapped });
         Ok(())
+    }
+
+    /// Has the caller's commands bring a receipt.
+    pub(crate) fn receipt(&mut self, context: &Context, encoder: &mut wgpu::CommandEncoder) -> Result<Receipt> {
+        let buffer = match self.free_receipts.pop() {
+            Some(buffer) => buffer,
+            None => {
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                context.create_buffer("receipt", size_of::<u32>() as u64, usage, false)?
+            }
+        };
+        self.asked = self.asked.wrapping_add(1);
+        let number = self.asked;
+        self.write(context, encoder, &[(&buffer, 0, bytemuck::bytes_of(&number))])?;
+        let mapped = map_on_submit(encoder, &buffer, wgpu::MapMode::Read);
+        Ok(Receipt { buffer, number, mapped })
+    }
+
+    /// Expects the receipt of a step.
+    pub(crate) fn expect(&mut self, receipt: Receipt, recorded: Recorded) {
+        self.receipts.push((receipt, recorded));
+    }
+
+    /// Whether the receipt of such a step is expected.
+    pub(crate) fn expects(&self, which: impl Fn(&Recorded) -> bool) -> bool {
+        self.receipts.iter().any(|(_, recorded)| which(recorded))
     }
 
     /// A mapped buffer of so many bytes or more.

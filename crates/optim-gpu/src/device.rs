@@ -47,7 +47,8 @@ pub enum Gather {
     Auto,
     /// By a copy of each. Buffers need the usage `COPY_SRC`, of parameters `COPY_DST` too; those without are not gathered.
     Copies,
-    /// By kernels that bind as many buffers at a time as the device lets a stage bind, at most 128.
+    /// By kernels that bind as many buffers at a time as the device lets a stage bind, at most 128; where that takes fewer dispatches
+    /// than one for each buffer.
     Dispatches,
 }
 
@@ -155,6 +156,12 @@ impl Context {
         let limits = device.limits();
         let needs = [
             ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage),
+            // These, and a uniform one.
+            (
+                "max_buffers_and_acceleration_structures_per_shader_stage",
+                9,
+                limits.max_buffers_and_acceleration_structures_per_shader_stage,
+            ),
             ("max_compute_workgroup_size_x", optim_shaders::WORKGROUP, limits.max_compute_workgroup_size_x),
             (
                 "max_compute_invocations_per_workgroup",

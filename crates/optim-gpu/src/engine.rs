@@ -290,7 +290,6 @@ impl GpuEngine {
         encoder: &mut wgpu::CommandEncoder,
         guard: Option<&Guard>,
         reading: Option<&Reading>,
-        recorded: Option<Recorded>,
     ) -> Result<()> {
         let words = bytemuck::cast_slice(&self.words);
         let head = guard.map(Head::new);
@@ -304,7 +303,7 @@ impl GpuEngine {
             _ => {}
         }
         writes.extend(reading.map(Reading::number));
-        self.belt.write(&self.context, encoder, &writes, recorded)
+        self.belt.write(&self.context, encoder, &writes)
     }
 
     /// Encodes those of the step's dispatches: what the schedule in front measures, others, its updates, others.
@@ -422,7 +421,7 @@ impl GpuEngine {
         grads: &[Grad<'_>],
         run: Run<'_>,
     ) -> Result<(Pieces, Option<wgpu::CommandEncoder>)> {
-        let Run { row_grads, others, zeros, guard, reading, recorded, is_callers } = run;
+        let Run { row_grads, others, zeros, guard, reading, is_callers } = run;
         let host_params = self.pieces(|tensor| matches!(pairs[tensor].param, Side::Own(Own::Params)));
         let is_host = |tensor: usize| matches!(pairs[tensor].grad, Side::Own(Own::Grads(_)));
         let is_dense = |tensor: usize| !matches!(grads.get(tensor), Some(Grad::Rows(..)));
@@ -450,7 +449,7 @@ impl GpuEngine {
             uploads.push((Region { buffer: &rows.values.0, offset: 0, size }, values));
         }
         self.context.upload(encoder, &uploads)?;
-        self.write_records(encoder, guard, reading, recorded)?;
+        self.write_records(encoder, guard, reading)?;
         self.encode_all(encoder, &others)?;
         let before = self.scatter(encoder, is_callers)?;
         Ok((host_params, before))
@@ -484,7 +483,6 @@ impl GpuEngine {
     fn apply(
         &mut self,
         commands: Commands<'_>,
-        recorded: Option<Recorded>,
         update: &Update<'_>,
         params: &mut [ParamMut<'_>],
         grads: &[Grad<'_>],
@@ -557,7 +555,7 @@ impl GpuEngine {
             self.context.scoped(|| timer.begin(encoder))?;
         }
         let reads = reading.as_ref();
-        let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reads, recorded, is_callers };
+        let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reads, is_callers };
         let (pieces, before) = self.run(encoder, &pairs, params, grads, run)?;
         if let Some(timer) = &self.context.timer {
             self.context.scoped(|| timer.end(encoder))?;
@@ -571,17 +569,20 @@ impl GpuEngine {
                 self.finish(before.into_iter().chain([encoder]).collect(), &pieces, guard.is_some(), params)?;
             return guard.map_or(Ok(Progress::Applied), |_| guard::verdict(&verdict).map(Progress::Decided));
         };
-        let submitted = own.map(|encoder| self.context.submit(before.into_iter().chain([encoder]))).transpose();
-        let submission = submitted.map_err(|error| self.context.lost_if_refused(error))?;
+        let submission = own.map(|encoder| self.context.submit(before.into_iter().chain([encoder]))).transpose()?;
         self.guard.expect(reading, submission);
         Ok(Progress::Pending)
     }
 
-    /// Takes back staging buffers, and learns which recorded steps were lost.
-    fn recover(&mut self) -> Result<()> {
+    /// Takes back staging buffers, and learns which recorded steps were lost. That wgpu refused their commands shows when the device is
+    /// polled; before another step is recorded it is polled only while they may have set masters and averages, or not.
+    fn recover(&mut self, records: bool) -> Result<()> {
+        if self.belt.expects(|step| !records || step.seeds.contains(&true)) {
+            self.context.poll()?;
+        }
         let (unseeded, mut lost) = (&mut self.unseeded, false);
         self.belt.recover(&self.context, |step| {
-            unseeded.iter_mut().zip(step.seeds).for_each(|(flag, seed)| *flag |= seed);
+            unseeded.iter_mut().zip(&step.seeds).for_each(|(flag, seed)| *flag |= seed);
             // The verdict of a guarded one tells.
             lost |= !step.guarded;
         })?;
@@ -708,7 +709,6 @@ struct Run<'a> {
     zeros: &'a [usize],
     guard: Option<&'a Guard>,
     reading: Option<&'a Reading>,
-    recorded: Option<Recorded>,
     /// Whether the encoder is the caller's.
     is_callers: bool,
 }
@@ -759,13 +759,13 @@ fn part<'a>(bytes: &'a [u8], piece: &Piece, size: usize) -> &'a [u8] {
 impl Engine for GpuEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
         self.context.ready()?;
-        self.recover()?;
+        self.recover(false)?;
         if self.unseeded.contains(&true) {
             let seeds = self.unseeded.clone();
             self.seed(&seeds, params)?;
             self.unseeded.fill(false);
         }
-        self.apply(Commands::Run, None, update, params, grads)
+        self.apply(Commands::Run, update, params, grads)
     }
 
     fn record(
@@ -780,14 +780,15 @@ impl Engine for GpuEngine {
             return self.unsupported("recording into anything but a wgpu::CommandEncoder".into());
         };
         self.context.ready()?;
-        self.recover()?;
+        self.recover(true)?;
         self.check_recordable(update.record_of, params, grads)?;
+        let receipt = self.belt.receipt(&self.context, encoder)?;
         let seeds: Vec<bool> = seeds.iter().zip(&self.unseeded).map(|(&seed, &again)| seed || again).collect();
         if seeds.contains(&true) {
             self.seed_into(&seeds, params, &mut Commands::Record(encoder))?;
         }
-        let recorded = Recorded { seeds, guarded: update.guard.is_some() };
-        let progress = self.apply(Commands::Record(encoder), Some(recorded), update, params, grads)?;
+        let progress = self.apply(Commands::Record(encoder), update, params, grads)?;
+        self.belt.expect(receipt, Recorded { seeds, guarded: update.guard.is_some() });
         self.unseeded.fill(false);
         Ok(progress)
     }

@@ -61,43 +61,49 @@ struct Piece {
 pub(crate) struct Gathered(Vec<[Option<GpuBuffer>; 2]>);
 
 impl Gathered {
-    /// Makes room for what is worth it: two small buffers or more, for the same page of state, on one side.
+    /// Makes room for what is worth it: of small buffers for the same page of state, on one side or on both.
     #[allow(clippy::mutable_key_type, reason = "buffers are compared by identity")]
     pub(crate) fn new(parts: &Parts<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<Self> {
+        let memory = |tensor: usize, side: usize| [&pairs[tensor].param, &pairs[tensor].grad][side].device();
+        let pages = parts.kind_of.iter().map(|&(kind, member)| {
+            let kind_of = &parts.kinds[kind];
+            match kind_of.layout.pieces_of(member) {
+                [piece] if kind_of.factored.is_none() => Some((kind, piece.page)),
+                _ => None,
+            }
+        });
+        let pages: Vec<_> = pages.collect();
+        let mut sizes: [HashMap<(usize, usize, &wgpu::Buffer), u64>; 2] = Default::default();
+        for (tensor, page) in pages.iter().enumerate() {
+            for (side, sizes) in sizes.iter_mut().enumerate() {
+                if let (Some((kind, page)), Some(memory)) = (*page, memory(tensor, side)) {
+                    *sizes.entry((kind, page, &memory.buffer)).or_default() += memory.size() as u64;
+                }
+            }
+        }
+        let mut small: HashMap<(usize, usize), [usize; 2]> = HashMap::new();
+        for (side, sizes) in sizes.iter().enumerate() {
+            for &(kind, page, _) in sizes.iter().filter(|(_, size)| **size <= SMALL).map(|(key, _)| key) {
+                small.entry((kind, page)).or_default()[side] += 1;
+            }
+        }
+        small.retain(|_, buffers| parts.context.is_worth(*buffers));
+
         let mut gathered = vec![[None, None]; pairs.len()];
-        for side in [0, 1] {
-            let memory = |tensor: usize| [&pairs[tensor].param, &pairs[tensor].grad][side].device();
-            let mut sizes: HashMap<(usize, usize, &wgpu::Buffer), u64> = HashMap::new();
-            let mut place = Vec::with_capacity(pairs.len());
-            for tensor in 0..pairs.len() {
-                let (kind, member) = parts.kind_of[tensor];
-                let kind_of = &parts.kinds[kind];
-                let page = match (memory(tensor), kind_of.layout.pieces_of(member)) {
-                    (Some(memory), [piece]) if kind_of.factored.is_none() => {
-                        *sizes.entry((kind, piece.page, &memory.buffer)).or_default() += memory.size() as u64;
-                        Some((kind, piece.page, memory))
-                    }
-                    _ => None,
-                };
-                place.push(page);
-            }
-            let mut small: HashMap<(usize, usize), usize> = HashMap::new();
-            for (kind, page, _) in sizes.iter().filter(|(_, size)| **size <= SMALL).map(|(key, _)| *key) {
-                *small.entry((kind, page)).or_default() += 1;
-            }
+        for (side, sizes) in sizes.iter().enumerate() {
             let mut tensors: HashMap<DType, Vec<usize>> = HashMap::new();
-            for (tensor, place) in place.iter().enumerate() {
-                let Some((kind, page, memory)) = *place else { continue };
-                let worth = small.get(&(kind, page)).is_some_and(|&buffers| buffers > 1);
-                if worth && sizes[&(kind, page, &memory.buffer)] <= SMALL && can_move(parts.context, memory, side == 0)
-                {
+            for (tensor, page) in pages.iter().enumerate() {
+                let (Some((kind, page)), Some(memory)) = (*page, memory(tensor, side)) else { continue };
+                let several = small.get(&(kind, page)).is_some_and(|buffers| buffers[side] > 1);
+                let is_small = sizes[&(kind, page, &memory.buffer)] <= SMALL;
+                if several && is_small && can_move(parts.context, memory, side == 0) {
                     tensors.entry(memory.dtype).or_default().push(tensor);
                 }
             }
             for (dtype, tensors) in tensors {
                 let lens: Vec<usize> = tensors.iter().map(|&tensor| parts.tensors[tensor].parameter.len()).collect();
                 for (tensor, buffer) in tensors.into_iter().zip(parts.context.arena(dtype, &lens)?) {
-                    if let Some(memory) = memory(tensor).filter(|memory| memory.home.is_none()) {
+                    if let Some(memory) = memory(tensor, side).filter(|memory| memory.home.is_none()) {
                         // A copy would not say whose it is.
                         let (what, name) = ([PARAMETER, GRADIENT][side], parts.tensors[tensor].parameter.name());
                         parts.context.refuse_strangers(what, name, &memory.buffer)?;
@@ -149,11 +155,17 @@ impl Gathered {
     }
 }
 
-/// A dispatch for each so many of the moves to or from one buffer.
-fn dispatches(parts: &Parts<'_>, mut moves: Vec<Move>, buffers: u32, back: bool) -> Result<Vec<Dispatch>> {
+/// A dispatch for each batch of the moves to or from one buffer.
+fn dispatches(parts: &Parts<'_>, mut moves: Vec<Move>, most: usize, back: bool) -> Result<Vec<Dispatch>> {
     moves.sort_by(|one, other| one.together.buffer.cmp(&other.together.buffer));
-    let sharing = moves.chunk_by(|one, other| one.together.buffer == other.together.buffer);
-    let groups: Vec<&[Move]> = sharing.flat_map(|moves| moves.chunks(buffers as usize)).collect();
+    let mut groups: Vec<&[Move]> = Vec::new();
+    for mut rest in moves.chunk_by(|one, other| one.together.buffer == other.together.buffer) {
+        for batch in batches(rest.len(), most) {
+            let (group, others) = rest.split_at(batch);
+            groups.push(group);
+            rest = others;
+        }
+    }
     let pieces = |moves: &&[Move]| -> Vec<Piece> {
         let of = |(buffer, Move { own, together, .. }): (usize, &Move)| {
             let (words, start) = (own.size() / 4, low(together.offset / 4));
@@ -181,16 +193,36 @@ fn dispatches(parts: &Parts<'_>, mut moves: Vec<Move>, buffers: u32, back: bool)
     groups.iter().zip(&pieces).zip(&tables).map(dispatch).collect()
 }
 
+/// So many buffers as the most that a kernel gathers from, and what is left as powers of two: each number is a kernel of its own.
+fn batches(buffers: usize, most: usize) -> impl Iterator<Item = usize> {
+    let rest = buffers % most;
+    let powers = (0..usize::BITS).rev().map(|bit| 1 << bit).filter(move |power| rest & power != 0);
+    std::iter::repeat_n(most, buffers / most).chain(powers)
+}
+
 impl Context {
-    /// The buffers from which a kernel gathers; `None` if they are copied.
-    fn buffers_of_a_gather(&self) -> Option<u32> {
+    /// Whether so many small buffers of parameters and of gradients are worth gathering: by copies they are, by dispatches if these,
+    /// and the one that then updates them all, are fewer than one for each buffer.
+    fn is_worth(&self, [params, grads]: [usize; 2]) -> bool {
+        let Some(most) = self.buffers_of_a_gather() else { return true };
+        let moves = |buffers: usize| if buffers > 1 { batches(buffers, most).count() } else { 0 };
+        // Parameters are moved back, too.
+        2 * moves(params) + moves(grads) + 1 < params.max(grads)
+    }
+
+    /// The most buffers from which a kernel gathers; `None` if they are copied.
+    fn buffers_of_a_gather(&self) -> Option<usize> {
         let copies = match self.gather {
             Gather::Auto => self.is_software(),
             Gather::Copies => true,
             Gather::Dispatches => false,
         };
+        let limits = &self.limits;
+        let most = limits
+            .max_storage_buffers_per_shader_stage
+            .min(limits.max_buffers_and_acceleration_structures_per_shader_stage);
         // Two more are the pieces, and what the buffers share.
-        (!copies).then_some((self.limits.max_storage_buffers_per_shader_stage - 2).min(BUFFERS))
+        (!copies).then_some((most - 2).min(BUFFERS) as usize)
     }
 }
 

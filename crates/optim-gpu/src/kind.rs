@@ -102,12 +102,12 @@ impl Kind {
 
         let offloaded = spec.offloaded();
         let words = if offloaded { context.window.min(offload::WINDOW) } else { context.window };
+        if program.sums != Sums::Nothing {
+            context.can_sum()?;
+        }
         let sums = match program.sums {
             Sums::Nothing | Sums::Factored => None,
-            Sums::Rule | Sums::Trust => {
-                context.can_sum()?;
-                Some(PartialSums::new(context, lens())?)
-            }
+            Sums::Rule | Sums::Trust => Some(PartialSums::new(context, lens())?),
         };
         let unit = match (&sums, program.storage.in_blocks()) {
             (Some(_), _) => SLICE,

@@ -24,9 +24,10 @@
 //! elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept apart.
 //!
 //! How they are moved is a matter of the device ([`Gather`]). A software GPU copies each by a command, about a microsecond each, for
-//! which they need the usage `COPY_SRC`, of parameters `COPY_DST` too; others bind as many as a stage may and move them by a dispatch.
-//! So 2,000 tensors of 256 elements in buffers of their own take several times as long as in an arena, or in ranges of one buffer of
-//! the caller's.
+//! which they need the usage `COPY_SRC`, of parameters `COPY_DST` too. Others bind as many as a stage may, and what is left by powers of
+//! two, and move them by a dispatch; where there are so few that this takes no fewer dispatches, they are updated where they are. So
+//! 2,000 tensors of 256 elements in buffers of their own take several times as long as in an arena, or in ranges of one buffer of the
+//! caller's.
 //!
 //! The list of dispatches is made once for each set of buffers. An optimizer keeps the last four lists, and with them those
 //! buffers alive: enough for gradients that alternate between a few sets.
@@ -303,12 +304,14 @@ impl GpuBackend {
 
     /// As [`Optimizer::step`], but recorded into the caller's encoder: it submits nothing, polls nothing, waits for nothing. The
     /// step happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
-    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it.
+    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it. (With
+    /// masters or averages it does poll, until the first step, which sets them, is known to have run.)
     ///
     /// Submit encoders in the order in which their steps were recorded, and before the next plain [`step`](Optimizer::step) of the
     /// same optimizer: its state is one thing, and whatever reads it (a step, a state, a slot) sees what has been submitted.
-    /// An encoder that is dropped takes its steps with it. The optimizer's next step says so, once, with
-    /// [`StepLost`](Error::StepLost); the step after that goes on as if the lost steps had had no gradients.
+    /// An encoder that is dropped, or that wgpu refuses when it is finished or submitted, takes its steps with it. A later step of the
+    /// optimizer says so, once, as soon as it is known, with [`StepLost`](Error::StepLost); the step after that goes on as if the lost
+    /// steps had had no gradients.
     ///
     /// With a guard the report is [`Pending`](optim_core::Outcome::Pending). Verdicts come back with the caller's submissions and
     /// polls, and [`try_report`](Optimizer::try_report) polls; up to 32 may be pending.
@@ -368,7 +371,10 @@ impl GpuBackend {
         self.context.ready()?;
         let alignment = self.context.limits.min_storage_buffer_offset_alignment.into();
         let buffer = GpuBuffer::foreign(dtype, buffer, offset, len, alignment, Some(Arc::clone(&self.context)))?;
-        self.context.refuse_strangers("buffer", "wgpu::Buffer", &buffer.buffer)?;
+        // Of what is empty nothing is bound, and it may have no bytes.
+        if len > 0 {
+            self.context.refuse_strangers("buffer", "wgpu::Buffer", &buffer.buffer)?;
+        }
         Ok(buffer)
     }
 }

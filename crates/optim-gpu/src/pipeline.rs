@@ -295,7 +295,7 @@ impl Context {
         Ok(kernel)
     }
 
-    /// Whether a buffer can be bound on this device at all: an error if it is another device's.
+    /// Whether a buffer can be bound on this device at all: an error if it is another device's, or destroyed.
     pub(crate) fn probe(&self, buffer: &wgpu::Buffer) -> Result<()> {
         self.scoped(|| {
             let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {

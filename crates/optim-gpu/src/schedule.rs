@@ -15,7 +15,7 @@ use crate::device::Context;
 use crate::gather::{Gathered, Moves};
 use crate::guard::{Elements, Measures};
 use crate::kind::{self, Kind, Own};
-use crate::layout::{Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, low, word};
+use crate::layout::{ALIGNMENT, Common, Layout, Piece, SLICE, Span, Stretch, bytes, grid, low, word};
 use crate::pipeline::{Kernel, Program, Stage, Sums};
 
 /// Where one parameter or one gradient lies.
@@ -752,14 +752,14 @@ impl Parts<'_> {
         (self.records, 0, self.records.size())
     }
 
-    /// The words that one buffer of tables may have.
+    /// The words that one buffer of tables may have, unless a table of its own is longer.
     pub(crate) fn table(&self) -> usize {
         let most = usize::try_from(self.context.binding / 4).unwrap_or(TABLE);
         let windows = self.kinds.iter().map(|kind| kind.layout.window);
         windows.fold(self.context.window, usize::max).max(TABLE.min(most))
     }
 
-    /// Tables on the device, in few buffers. None of them is empty, or longer than a window.
+    /// Tables on the device, in few buffers. None of them is empty.
     pub(crate) fn tables<T: Pod>(&self, label: &str, lists: &[&[T]]) -> Result<Vec<Table>> {
         self.tables_for(USAGE, label, lists)
     }
@@ -771,8 +771,13 @@ impl Parts<'_> {
         label: &str,
         lists: &[&[T]],
     ) -> Result<Vec<Table>> {
-        let lens = lists.iter().map(|list| size_of_val(*list) / 4);
-        let layout = Layout::new(lens, self.table());
+        let lens = || lists.iter().map(|list| size_of_val(*list) / 4);
+        let longest = lens().max().unwrap_or(0).next_multiple_of(ALIGNMENT);
+        let (expected, got) = (bytes(longest), self.context.binding);
+        if expected > got {
+            return Err(Error::DeviceLimit { what: "max_storage_buffer_binding_size", expected, got });
+        }
+        let layout = Layout::new(lens(), self.table().max(longest));
         let mut buffers = Vec::with_capacity(layout.pages.len());
         for (page, &len) in layout.pages.iter().enumerate() {
             let buffer = self.context.create_buffer(label, bytes(len), usage, true)?;
@@ -797,7 +802,7 @@ impl Context {
     /// An error that names the memory if its buffer cannot be bound on this device.
     pub(crate) fn refuse_strangers(&self, what: &'static str, name: &str, buffer: &wgpu::Buffer) -> Result<()> {
         self.probe(buffer).map_err(|error| match error {
-            Error::Device { detail } => unfit(what, name, "a buffer of this backend's device".into(), detail),
+            Error::Device { detail } => unfit(what, name, "a buffer that this device can bind".into(), detail),
             other => other,
         })
     }
