@@ -5,8 +5,8 @@ use half::bf16;
 use optim_tests::{Random, gpu};
 use optimizers::gpu::{Counters, GpuOptions};
 use optimizers::{
-    Adam, AdamOffload, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Lamb, LossScale, Master,
-    Momentum, Optimizer, Outcome, ParamMut, Parameter, Result, Rule, Sgd, Skip, StepReport,
+    Adam, AdamOffload, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Lamb, LoadOptions,
+    LossScale, Master, Momentum, Optimizer, Outcome, ParamMut, Parameter, Result, Rule, Sgd, Skip, StepReport,
 };
 
 const LENS: [usize; 4] = [65, 0, 1000, 16_385];
@@ -494,6 +494,49 @@ fn that_are_lost_leave_no_master_unset() {
         submit(&backend, commands);
         while optimizer.wait_report().unwrap().is_some() {}
         assert_eq!(outcome(&optimizer, &param), plain[usize::from(guard)], "{what}");
+    }
+}
+
+/// A state that is loaded after the first step was lost, or before that shows, is not set anew.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn that_are_lost_spare_a_loaded_state() {
+    // Of its own: no other thread takes its callbacks.
+    let backend = GpuBackend::new().unwrap();
+    let grad = backend.buffer(&[0.25, 0.5, -1.0]).unwrap();
+    let new = || {
+        let named = [Parameter::new("w", [3]).with_dtype(DType::Bf16)];
+        Momentum::new(0.01, 0.9).params(named).master(Master::F32).ema(0.5).build(backend.clone()).unwrap()
+    };
+    let param = || backend.buffer_of(&[bf16::ONE; 3]).unwrap();
+    let (mut from, trained) = (new(), param());
+    for _ in 0..3 {
+        assert!(from.step(&mut [(&trained).into()], &[(&grad).into()]).unwrap().applied());
+    }
+    let values = trained.read_of::<bf16>().unwrap();
+    for told in [false, true] {
+        let (mut to, copy) = (new(), param());
+        let mut commands = encoder(&backend);
+        assert!(backend.encode_step(&mut commands, &mut to, &mut [(&copy).into()], &[(&grad).into()]).is_ok());
+        drop(commands);
+        let step = |to: &mut Optimizer| to.step(&mut [(&copy).into()], &[(&grad).into()]).map(drop);
+        if told {
+            assert_eq!(step(&mut to), Err(Error::StepLost));
+        }
+        assert_eq!(to.load_state(&mut from.state().unwrap(), &LoadOptions::default()).unwrap().step, 3);
+        copy.write_of(&values).unwrap();
+        if !told {
+            assert_eq!(step(&mut to), Err(Error::StepLost));
+        }
+        let mut again = new();
+        let other = param();
+        other.write_of(&values).unwrap();
+        assert_eq!(again.load_state(&mut from.state().unwrap(), &LoadOptions::default()).unwrap().step, 3);
+        assert_eq!(step(&mut to), Ok(()));
+        assert!(again.step(&mut [(&other).into()], &[(&grad).into()]).unwrap().applied());
+        assert_eq!(copy.read_of::<bf16>().unwrap(), other.read_of::<bf16>().unwrap(), "told before: {told}");
+        assert_eq!(to.average("w").unwrap(), again.average("w").unwrap(), "told before: {told}");
+        assert_eq!(to.slot("w", "accum").ok(), again.slot("w", "accum").ok());
     }
 }
 

@@ -149,6 +149,11 @@ impl Belt {
         self.receipts.push((receipt, recorded));
     }
 
+    /// A tensor's master and average no longer depend on recorded steps.
+    pub(crate) fn forget_seed(&mut self, tensor: usize) {
+        self.receipts.iter_mut().for_each(|(_, recorded)| recorded.seeds[tensor] = false);
+    }
+
     /// Whether the receipt of such a step is expected.
     pub(crate) fn expects(&self, which: impl Fn(&Recorded) -> bool) -> bool {
         self.receipts.iter().any(|(_, recorded)| which(recorded))

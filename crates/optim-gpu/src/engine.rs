@@ -898,6 +898,11 @@ impl Engine for GpuEngine {
     fn write(&mut self, parameter: usize, part: Part, first: usize, bytes: &[u8]) -> Result<()> {
         self.context.ready()?;
         self.check_part(parameter, part, first, bytes.len())?;
+        if matches!(part, Part::Master | Part::Ema) {
+            // A lost step that was to set it leaves nothing to be set.
+            self.unseeded[parameter] = false;
+            self.belt.forget_seed(parameter);
+        }
         let (kind, member) = self.kind_of[parameter];
         let kind = &mut self.kinds[kind];
         let mut rest = bytes;
