@@ -24,7 +24,14 @@ fn finish(s: Trust, shaping: ptr<function, Shaping>, sums: vec3<f32>) {
             r = r / s.clip;
         }
     }
-    // (3) g ← r (g + δ p)
+    // (3) g ← r (g + δ p); what bounds g, times r, bounds r g
     (*shaping).factor = r * (*shaping).factor;
     (*shaping).weight_decay = r * s.weight_decay;
+    if ((*shaping).limit > 0.0) {
+        (*shaping).limit = r * (*shaping).limit;
+        // 0 would be no bound
+        if ((*shaping).limit < 1.17549435e-38) {
+            (*shaping).limit = 1.17549435e-38;
+        }
+    }
 }

@@ -160,7 +160,7 @@ impl NaiveEngine {
             Grad::Rows(_, values) => {
                 let (values, bad) = wide(*values);
                 let parameter = &self.tensors[index].parameter;
-                let width = parameter.len() / parameter.shape()[0];
+                let width: usize = parameter.shape()[1..].iter().product();
                 let mut sparse = Gradient {
                     g: vec![0.0; parameter.len()],
                     bad,

@@ -1,6 +1,12 @@
 //! Every refusal: a typed error whose message names what is wrong; and nothing has changed.
 
 use std::any::Any;
+#[cfg(feature = "cpu")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "cpu")]
+use std::sync::Arc;
+#[cfg(feature = "cpu")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 use optim_tests::{Bound, Run, Target, compare, on_every_backend};
@@ -828,6 +834,86 @@ fn memory_of_a_device_is_described() {
     let (param, grad) = (ParamMut::from(&foreign), Grad::from(&foreign));
     assert_eq!((param.len(), param.dtype()), (3, DType::Bf16));
     assert_eq!((grad.len(), grad.dtype()), (Some(3), Some(DType::Bf16)));
+}
+
+/// A rule of the user's own that panics half way leaves an optimizer that says so, and a state to load mends it.
+#[cfg(feature = "cpu")]
+#[test]
+fn rules_that_panic() {
+    let panics = Arc::new(AtomicBool::new(false));
+    let rule = Panicking { lr: 0.5.into(), panics: Arc::clone(&panics) };
+    let new = || {
+        Builder::new(Rule::custom(rule.clone()))
+            .params([weight(), bias()])
+            .build(optimizers::CpuBackend::new())
+            .unwrap()
+    };
+    let (mut optimizer, mut w, mut b) = (new(), [1.0_f32; 6], [1.0_f32; 3]);
+    let (gw, gb) = ([1.0_f32; 6], [1.0_f32; 3]);
+    for accumulated in [false, true] {
+        let mut step = |optimizer: &mut Optimizer| {
+            let (params, grads) = (&mut [(&mut w).into(), (&mut b).into()], [(&gw).into(), (&gb).into()]);
+            if accumulated {
+                optimizer.accumulate(&grads, 1.0)?;
+                return optimizer.step_accumulated(params);
+            }
+            optimizer.step(params, &grads)
+        };
+        panics.store(true, Ordering::Relaxed);
+        assert!(catch_unwind(AssertUnwindSafe(|| step(&mut optimizer))).is_err(), "the rule panics");
+        panics.store(false, Ordering::Relaxed);
+        let error = step(&mut optimizer).unwrap_err();
+        assert!(matches!(&error, Error::State { expected, .. } if expected.contains("load a state")), "{error}");
+        optimizer.discard_accumulated();
+        let _ = optimizer.load_state(&mut new().state().unwrap(), &optimizers::LoadOptions::default()).unwrap();
+        assert!(step(&mut optimizer).unwrap().applied(), "accumulated: {accumulated}");
+    }
+}
+
+/// As SGD, until it is told to panic.
+#[cfg(feature = "cpu")]
+#[derive(Debug, Clone)]
+struct Panicking {
+    lr: Rate,
+    panics: Arc<AtomicBool>,
+}
+
+#[cfg(feature = "cpu")]
+impl UpdateRule for Panicking {
+    fn name(&self) -> &'static str {
+        "panicking"
+    }
+    fn lr(&self) -> &Rate {
+        &self.lr
+    }
+    fn weight_decay(&self) -> f64 {
+        0.0
+    }
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+    fn slots(&self) -> Vec<Slot> {
+        Vec::new()
+    }
+    fn scalars(&self, at: &At) -> StepScalars {
+        #[allow(clippy::cast_possible_truncation, reason = "the rate is one half")]
+        let lr = at.lr as f32;
+        [lr, 0.0, 0.0, 0.0].into()
+    }
+    fn scalar_names(&self) -> &'static [&'static str] {
+        &["lr", "pad0", "pad1", "pad2"]
+    }
+}
+
+#[cfg(feature = "cpu")]
+impl CustomRule for Panicking {
+    fn update(&self, step: &StepScalars, p: &mut [f32], g: &[f32], _: &mut [&mut [f32]]) {
+        assert!(!self.panics.load(Ordering::Relaxed), "as it was told to");
+        p.iter_mut().zip(g).for_each(|(p, g)| *p -= f32::from_bits(step.words()[0]) * g);
+    }
+    fn wgsl(&self) -> &'static str {
+        ""
+    }
 }
 
 /// A rule of the user's own, which may break a promise.

@@ -6,8 +6,8 @@ use optim_tests::{Bound, Naive, Problem, Random, Run, Target, Training, compare,
 use optimizers::core::guard::Skip;
 use optimizers::core::{DynamicLossScale, Ema, FixedLossScale, Master, StateDType};
 use optimizers::{
-    Adam, AdamW, Builder, DType, Error, Grad, Lion, Momentum, Optimizer, Outcome, ParamGroup, Parameter, Result, Rule,
-    Sgd, StepReport,
+    Adam, AdamW, Builder, DType, Error, Grad, Lars, Lion, Momentum, Optimizer, Outcome, ParamGroup, Parameter, Result,
+    Rule, Sgd, StepReport,
 };
 
 const SHAPES: [&[usize]; 3] = [&[4, 5], &[7], &[300, 3]];
@@ -270,6 +270,27 @@ on_every_backend! {
         let mut pair = Pair::new(|params| sgd().params(params).clip_norm(1.0).clip_value(0.7), target);
         assert!(pair.0.step(&[&[3.0_f32, -4.0, 0.0, 0.0][..], &[0.0, 0.0]]).applied(), "a step is applied");
         assert_all_near(&pair.0.values(), &[vec![0.4, 1.7, 1.0, 1.0], vec![1.0, 1.0]], "bounded");
+    }
+
+    /// Whatever the rule, it sees the bounded gradient: LARS's ratio, LAMB's norms and AdaFactor's moments are of that.
+    fn every_rule_sees_bounded_gradients(target) {
+        let problem = Problem::shaped(&SHAPES, 3, 4);
+        let mut bounded = problem.clone();
+        bounded.gradients.iter_mut().flatten().flatten().flatten().for_each(|g| *g = g.clamp(-0.25, 0.25));
+        for rule in Rule::all() {
+            let train = |problem: &Problem, limit: Option<f64>| {
+                let builder = Builder::new(rule.clone()).params(&problem.parameters).weight_decay(0.5);
+                let builder = if let Some(limit) = limit { builder.clip_value(limit) } else { builder };
+                let mut training = start(builder, target, problem);
+                for step in 0..problem.steps() {
+                    assert!(training.step(&gradients(problem, step)).applied(), "{rule:?}");
+                }
+                training.run(&format!("{} of {limit:?}", rule.spec().name()))
+            };
+            let by_hand = train(&bounded, None).by("by hand");
+            assert_same(&train(&problem, Some(0.25)), &by_hand);
+            assert!(compare(&train(&problem, None), &by_hand, &Bound::Bits).is_err(), "{rule:?}");
+        }
     }
 
     /// Each row's gradient is held against its weights.
@@ -738,6 +759,7 @@ fn final_reports() {
 #[test]
 fn bad_settings() {
     let builder = || Adam::default().params([Parameter::new("w", [2])]);
+    let lars = || Lars::new(Sgd::default()).params([Parameter::new("w", [2])]);
     let nan = f64::NAN;
     let dynamic = DynamicLossScale::default();
     let fixed = |loss_scale| builder().loss_scale(FixedLossScale { loss_scale, ..FixedLossScale::default() });
@@ -748,6 +770,7 @@ fn bad_settings() {
         (builder().clip_value(-1.0), "clip_value: limit"),
         (builder().clip_adaptive(0.0, 1e-3), "clip_adaptive: lambda"),
         (builder().clip_adaptive(0.01, nan), "clip_adaptive: epsilon"),
+        (lars().clip_adaptive(0.01, 1e-3), "clip_adaptive"),
         (builder().ema(1.0), "ema.decay"),
         (builder().ema(-0.1), "ema.decay"),
         (builder().ema(1.0 - 1e-12), "ema.decay"),

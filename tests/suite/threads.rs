@@ -95,6 +95,32 @@ fn called_from_anywhere() {
     }
 }
 
+/// Many optimizers in a pool of threads with small stacks, with all that is measured before an update: what a task works with is on
+/// the stack once, however deep tasks wait inside one another.
+#[test]
+fn small_stacks() {
+    let problem = Problem::shaped(&[&[20_000, 5], &[300_000], &[7]], 1, 2);
+    let train = |backend: &CpuBackend| {
+        let builder = Lamb::new(0.01).params(&problem.parameters).clip_adaptive(0.01, 1e-3).clip_norm(1.0);
+        let mut optimizer = builder.build(backend.clone()).unwrap();
+        let mut start = problem.start.clone();
+        let mut params: Vec<ParamMut<'_>> = start.iter_mut().map(Into::into).collect();
+        let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
+        for _ in 0..10 {
+            assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied");
+        }
+        start.iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>()
+    };
+    let one = train(&CpuBackend::with_threads(1).unwrap());
+    let pool = ThreadPoolBuilder::new().num_threads(8).stack_size(256 << 10).build().unwrap();
+    let backend = CpuBackend::with_pool(Arc::new(pool));
+    std::thread::scope(|scope| {
+        (0..4).for_each(|_| {
+            scope.spawn(|| assert!(train(&backend) == one, "other bits"));
+        });
+    });
+}
+
 /// Every format, with all that can stand around a rule; cuts fall inside rows.
 #[test]
 fn every_format() {

@@ -183,7 +183,7 @@ impl Builder {
 
     /// Adaptive gradient clipping: for each row `g ← g · λ max(‖p‖, ε) / ‖g‖` where `‖g‖` is larger than `λ max(‖p‖, ε)`. A row is
     /// what stands at one index of the first axis; a parameter of fewer than two axes is one row. Both finite and > 0;
-    /// usual: `λ` 0.01, `ε` 1e-3.
+    /// usual: `λ` 0.01, `ε` 1e-3. Not with [`Lars`](crate::Lars), whose ratio would be of gradients that are not clipped.
     ///
     /// Source: Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without Normalization", arXiv 2102.06171.
     pub fn clip_adaptive(mut self, lambda: f64, epsilon: f64) -> Self {
@@ -278,6 +278,13 @@ impl Builder {
                 .collect::<Result<_>>()?,
         };
         check_group_names(groups.iter())?;
+        if self.settings.units.is_some()
+            && let Some(group) = groups.iter().find(|group| group.rule().spec().has_trust())
+        {
+            let (name, expected) =
+                ("clip_adaptive".into(), "left out with lars, whose ratio is of gradients that are not clipped by row");
+            return Err(Error::HyperParameter { name, expected, got: format!("it, and lars in {}", group.place) });
+        }
         let mut names = HashSet::new();
         let mut elements = 0;
         for (parameter, _) in &members {

@@ -303,6 +303,8 @@ impl Optimizer {
             return Err(Error::State { what, expected });
         }
         let mut grads = std::mem::take(&mut self.own_grads);
+        // They are missing if a rule of the caller's has panicked.
+        grads.resize(self.accumulated.len(), Grad::None);
         for (grad, &accumulated) in grads.iter_mut().zip(&self.accumulated) {
             *grad = if accumulated { Grad::Accumulated } else { Grad::None };
         }
@@ -376,10 +378,14 @@ impl Optimizer {
             rows: &self.rows,
             guard: guard.as_ref(),
         };
+        // Until it returns: a rule of the caller's may panic half way.
+        self.torn = true;
         let progress = match target {
-            None => self.engine.update(&update, params, grads)?,
-            Some(target) => self.engine.record(target, &self.flags, &update, params, grads)?,
+            None => self.engine.update(&update, params, grads),
+            Some(target) => self.engine.record(target, &self.flags, &update, params, grads),
         };
+        self.torn = false;
+        let progress = progress?;
         self.seeded.fill(true);
         let present = self.record_of.iter().zip(grads).map(|(&record, grad)| record != FROZEN && !grad.is_none());
         let verdict = match progress {

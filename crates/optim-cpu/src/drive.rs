@@ -287,6 +287,13 @@ pub(crate) enum Order {
     Backward,
 }
 
+/// Works on all pieces. Not in the caller, which calls itself and other tasks: the workspace is large for a stack.
+#[inline(never)]
+fn task<T: Default, W: Fn(&mut Piece<'_>, &mut T)>(layout: &Layout, pieces: Pieces<'_, '_>, work: &W) {
+    let mut space = T::default();
+    pieces.each(layout, |piece| work(piece, &mut space));
+}
+
 /// Works on all pieces, in parallel if there are cuts. Each task has a workspace `T` of its own. So many tasks in a row as `own`
 /// says are taken in this order; more are shared alike in either, so that each thread finds its own again.
 pub(crate) fn run<T: Default, W>(
@@ -298,10 +305,7 @@ pub(crate) fn run<T: Default, W>(
 ) where
     W: Fn(&mut Piece<'_>, &mut T) + Sync,
 {
-    let Some(&cut) = cuts.get(cuts.len() / 2) else {
-        let mut space = T::default();
-        return pieces.each(layout, |piece| work(piece, &mut space));
-    };
+    let Some(&cut) = cuts.get(cuts.len() / 2) else { return task(layout, pieces, work) };
     let (left, right) = pieces.split_at(cut, layout);
     let (before, after) = (&cuts[..cuts.len() / 2], &cuts[cuts.len() / 2 + 1..]);
     let left = || run(before, layout, (order, own), left, work);

@@ -146,28 +146,7 @@ impl CpuEngine {
                 }
             });
         }
-        let mut space = Space::default();
-        for (param, (measured, grad)) in measured.iter_mut().zip(grads).enumerate() {
-            *measured = Measured::default();
-            if grad.is_none() || update.record_of[param] == FROZEN {
-                continue;
-            }
-            let sums = memory.sums_mut(param);
-            *measured = if let Grad::Rows(..) = grad {
-                let g = &now.row_grads[now.row_starts[param]..now.row_starts[param + 1]];
-                let sums = &mut sums[..reduce::slices(g.len())];
-                guard::measure(
-                    &Gradient::Dense(DType::F32, bytemuck::cast_slice(g)),
-                    factor,
-                    g.len(),
-                    sums,
-                    &mut space,
-                );
-                guard::total(sums)
-            } else {
-                guard::total(sums)
-            };
-        }
+        totals(memory, now, factor, update.record_of, measured, grads);
         decide(guard, &mut self.control, measured, &self.group_of, &mut now.records, &mut self.group_norms)
     }
 
@@ -402,8 +381,7 @@ impl Memory {
         let Now { records, units, unit_starts, .. } = now;
         let Batch { params: range, cuts, .. } = &self.cuts.batches[batch];
         let (first_unit, end) = (unit_starts[range.start], unit_starts[range.end]);
-        let work = |space: &mut Space, (index, unit): (usize, &mut Row)| {
-            let index = first_unit + index;
+        let work = |space: &mut Space, index: usize, unit: &mut Row| {
             let param = unit_starts.partition_point(|&start| start <= index) - 1;
             let Some(record) = records.get(update.record_of[param] as usize) else { return };
             let gradient = match &grads[param] {
@@ -420,10 +398,10 @@ impl Memory {
         };
         let units = &mut units[first_unit..end];
         if self.alone || cuts.is_empty() {
-            let mut space = Space::default();
-            return units.iter_mut().enumerate().for_each(|unit| work(&mut space, unit));
+            return each_row(units, first_unit, &work);
         }
-        self.pool.run(|| units.par_iter_mut().enumerate().for_each_init(Space::default, work));
+        let some = |(nth, units): (usize, &mut [Row])| each_row(units, first_unit + nth * ROWS, &work);
+        self.pool.run(|| units.par_chunks_mut(ROWS).enumerate().for_each(some));
     }
 }
 
@@ -642,6 +620,46 @@ impl Engine for CpuEngine {
         self.memory.bytes_mut(arena::kind(part), parameter)[range].copy_from_slice(bytes);
         Ok(())
     }
+}
+
+/// What was measured of each gradient. Not in the caller, which waits for other tasks: the workspace is large for a stack.
+#[inline(never)]
+fn totals(
+    memory: &mut Memory,
+    now: &Now,
+    factor: f32,
+    record_of: &[u32],
+    measured: &mut [Measured],
+    grads: &[Grad<'_>],
+) {
+    let mut space = Space::default();
+    for (param, (measured, grad)) in measured.iter_mut().zip(grads).enumerate() {
+        *measured = Measured::default();
+        if grad.is_none() || record_of[param] == FROZEN {
+            continue;
+        }
+        let sums = memory.sums_mut(param);
+        *measured = if let Grad::Rows(..) = grad {
+            let g = &now.row_grads[now.row_starts[param]..now.row_starts[param + 1]];
+            let sums = &mut sums[..reduce::slices(g.len())];
+            let dense = Gradient::Dense(DType::F32, bytemuck::cast_slice(g));
+            guard::measure(&dense, factor, g.len(), sums, &mut space);
+            guard::total(sums)
+        } else {
+            guard::total(sums)
+        };
+    }
+}
+
+/// The rows that a task measures.
+const ROWS: usize = 16;
+
+/// Works on rows, of which the first has this index. Not in the caller, which calls itself and other tasks: the workspace is large for
+/// a stack.
+#[inline(never)]
+fn each_row(units: &mut [Row], first: usize, work: &impl Fn(&mut Space, usize, &mut Row)) {
+    let mut space = Space::default();
+    units.iter_mut().enumerate().for_each(|(index, unit)| work(&mut space, first + index, unit));
 }
 
 /// Whether a parameter that is measured before it is updated is so by one task: nothing but its own sums is missing then.

@@ -127,6 +127,7 @@ pub(crate) fn encode(code: Code8, x: f32, scale: f32) -> u8 {
 }
 
 /// `sum ← sum + weight · g`, of a sum that is 0 before if it is `fresh`.
+#[inline(never)]
 pub(crate) fn accumulate(weight: f32, fresh: bool, dtype: DType, g: &[u8], sum: &mut [f32]) {
     let mut block = [0.0; walk::BLOCK];
     walk::each_block(0..sum.len(), |range| {

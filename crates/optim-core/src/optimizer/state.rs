@@ -150,7 +150,10 @@ impl Optimizer {
 
     pub(super) fn refuse_torn(&self, what: &'static str) -> Result<()> {
         if self.torn {
-            return Err(Error::State { what, expected: "load a state first: the last load failed half way" });
+            return Err(Error::State {
+                what,
+                expected: "load a state first: the last load or step broke off half way",
+            });
         }
         Ok(())
     }

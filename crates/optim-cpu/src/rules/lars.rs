@@ -30,9 +30,16 @@ pub(crate) fn finish(s: &Trust, shaping: &mut Shaping, sums: Sums) {
             r = r / s.clip;
         }
     }
-    // (3) g ← r (g + δ p)
+    // (3) g ← r (g + δ p); what bounds g, times r, bounds r g
     shaping.factor = r * shaping.factor;
     shaping.weight_decay = r * s.weight_decay;
+    if shaping.limit > 0.0 {
+        shaping.limit = r * shaping.limit;
+        // 0 would be no bound
+        if shaping.limit < f32::MIN_POSITIVE {
+            shaping.limit = f32::MIN_POSITIVE;
+        }
+    }
 }
 
 /// Adds the terms of one row to the running sums.
