@@ -82,7 +82,6 @@ mod cpu {
     use optim_tests::{Problem, Setup};
     use optimizers::core::backend::{Plan, Progress, RowList, Shaping, Stages, Update};
     use optimizers::core::guard::{Clip, Control, Guard};
-    use optimizers::core::rule::Passes;
     use optimizers::core::{Backend, DynamicLossScale};
     use optimizers::{Adam, Builder, CpuBackend, DType, Grad, Optimizer, ParamMut, Rule};
     use rayon::ThreadPoolBuilder;
@@ -102,18 +101,20 @@ mod cpu {
         Arc::new(pool.build().unwrap())
     }
 
-    /// Hands over a step of each rule: an optimizer with its memory, already borrowed. `change` is for its settings.
+    /// Hands over a step of each rule: an optimizer with its memory, already borrowed. `change` is for its settings, which a rule may
+    /// refuse.
     fn with_optimizer(
         lens: &[usize],
         backend: &CpuBackend,
-        change: impl Fn(Builder) -> Builder,
+        change: impl Fn(&Rule, Builder) -> Option<Builder>,
         use_it: impl Fn(&Rule, &mut (dyn FnMut() + Send)),
     ) {
         let problem = Problem::new(lens, 1, 1);
         for rule in Rule::all() {
             // Two groups, decay and a loss scale: nothing is left out of the step.
             let setup = Setup { rule: rule.clone(), groups: vec![(1e-2, 0.1), (1e-3, 0.0)], loss_scale: 3.0 };
-            let mut optimizer: Optimizer = change(setup.builder(&problem.parameters)).build(backend.clone()).unwrap();
+            let Some(builder) = change(&rule, setup.builder(&problem.parameters)) else { continue };
+            let mut optimizer: Optimizer = builder.build(backend.clone()).unwrap();
             let mut p = problem.start.clone();
             let mut params: Vec<ParamMut<'_>> = p.iter_mut().map(Into::into).collect();
             let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
@@ -150,19 +151,23 @@ mod cpu {
                 let allocations = pool.install(|| fewest(counter, 0, step));
                 assert_eq!(allocations, 0, "{rule:?}: allocations in {STEPS} steps");
             };
-            with_optimizer(lens, &backend, |builder| builder, none);
+            with_optimizer(lens, &backend, |_, builder| Some(builder), none);
             // All that may surround a rule.
             let scale =
                 DynamicLossScale { init_loss_scale: 2.0, scale_window: 10, cap: 8.0, ..DynamicLossScale::default() };
-            let all = |builder: Builder| builder.loss_scale(scale).clip_norm(0.5).clip_value(0.1).ema(0.99);
+            let all =
+                |_: &Rule, builder: Builder| Some(builder.loss_scale(scale).clip_norm(0.5).clip_value(0.1).ema(0.99));
             with_optimizer(lens, &backend, all, none);
-            let by_group = |builder: Builder| builder.clip_norm_per_group(0.5).clip_adaptive(0.1, 1e-3);
+            let by_group = |rule: &Rule, builder: Builder| {
+                let takes_rows = !rule.spec().has_trust();
+                takes_rows.then(|| builder.clip_norm_per_group(0.5).clip_adaptive(0.1, 1e-3))
+            };
             with_optimizer(lens, &backend, by_group, none);
         }
     }
 
     /// From outside: the queue by which rayon takes work from other threads is a list of blocks of 63 jobs; a step hands over
-    /// one job for each walk over memory, or none if it is small. Nothing else.
+    /// one job, or none if it is small. Nothing else.
     #[test]
     fn a_block_every_63_steps_from_outside() {
         for (lens, shared) in SETS.into_iter().zip([false, true, true]) {
@@ -171,11 +176,9 @@ mod cpu {
             with_optimizer(
                 lens,
                 &CpuBackend::with_pool(pool),
-                |builder| builder,
+                |_, builder| Some(builder),
                 |rule, step| {
-                    let spec = rule.spec();
-                    let walks = if spec.has_trust() || spec.passes() != Passes::Elementwise { 2 } else { 1 };
-                    let most = if shared { walks * STEPS / 63 + 1 } else { 0 };
+                    let most = if shared { STEPS / 63 + 1 } else { 0 };
                     COUNTER.set(Some(counter));
                     let allocations = fewest(counter, most, step);
                     COUNTER.set(None);
