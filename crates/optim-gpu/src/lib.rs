@@ -302,10 +302,9 @@ impl GpuBackend {
         self.context.arena(dtype, lens)
     }
 
-    /// As [`Optimizer::step`], but recorded into the caller's encoder: it submits nothing, polls nothing, waits for nothing. The
-    /// step happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
-    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it. (With
-    /// masters or averages it does poll, until the first step, which sets them, is known to have run.)
+    /// As [`Optimizer::step`], but recorded into the caller's encoder: it submits nothing and waits for nothing. It polls nothing
+    /// either, but with masters or averages, until the first step, which sets them, is known to have run or to be lost. The step happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
+    /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it.
     ///
     /// Submit encoders in the order in which their steps were recorded, and before the next plain [`step`](Optimizer::step) of the
     /// same optimizer: its state is one thing, and whatever reads it (a step, a state, a slot) sees what has been submitted.
