@@ -303,7 +303,8 @@ impl GpuBackend {
     }
 
     /// As [`Optimizer::step`], but recorded into the caller's encoder: it submits nothing and waits for nothing. It polls nothing
-    /// either, but with masters or averages, until the first step, which sets them, is known to have run or to be lost. The step happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
+    /// either, but with masters or averages, until the first step, which sets them, is known to have run or to be lost. The step
+    /// happens when the caller submits, between the commands recorded before and after; those may compute the gradients and use
     /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it.
     ///
     /// Submit encoders in the order in which their steps were recorded, and before the next plain [`step`](Optimizer::step) of the
