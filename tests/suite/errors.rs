@@ -3,9 +3,7 @@
 use std::any::Any;
 #[cfg(feature = "cpu")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
-#[cfg(feature = "cpu")]
 use std::sync::Arc;
-#[cfg(feature = "cpu")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
@@ -840,8 +838,7 @@ fn memory_of_a_device_is_described() {
 #[cfg(feature = "cpu")]
 #[test]
 fn rules_that_panic() {
-    let panics = Arc::new(AtomicBool::new(false));
-    let rule = Panicking { lr: 0.5.into(), panics: Arc::clone(&panics) };
+    let rule = Own { slots: Vec::new(), ..own() };
     let new = || {
         Builder::new(Rule::custom(rule.clone()))
             .params([weight(), bias()])
@@ -859,9 +856,9 @@ fn rules_that_panic() {
             }
             optimizer.step(params, &grads)
         };
-        panics.store(true, Ordering::Relaxed);
+        rule.panics.store(true, Ordering::Relaxed);
         assert!(catch_unwind(AssertUnwindSafe(|| step(&mut optimizer))).is_err(), "the rule panics");
-        panics.store(false, Ordering::Relaxed);
+        rule.panics.store(false, Ordering::Relaxed);
         let error = step(&mut optimizer).unwrap_err();
         assert!(matches!(&error, Error::State { expected, .. } if expected.contains("load a state")), "{error}");
         optimizer.discard_accumulated();
@@ -870,56 +867,11 @@ fn rules_that_panic() {
     }
 }
 
-/// As SGD, until it is told to panic.
-#[cfg(feature = "cpu")]
-#[derive(Debug, Clone)]
-struct Panicking {
-    lr: Rate,
-    panics: Arc<AtomicBool>,
-}
-
-#[cfg(feature = "cpu")]
-impl UpdateRule for Panicking {
-    fn name(&self) -> &'static str {
-        "panicking"
-    }
-    fn lr(&self) -> &Rate {
-        &self.lr
-    }
-    fn weight_decay(&self) -> f64 {
-        0.0
-    }
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
-    fn slots(&self) -> Vec<Slot> {
-        Vec::new()
-    }
-    fn scalars(&self, at: &At) -> StepScalars {
-        #[allow(clippy::cast_possible_truncation, reason = "the rate is one half")]
-        let lr = at.lr as f32;
-        [lr, 0.0, 0.0, 0.0].into()
-    }
-    fn scalar_names(&self) -> &'static [&'static str] {
-        &["lr", "pad0", "pad1", "pad2"]
-    }
-}
-
-#[cfg(feature = "cpu")]
-impl CustomRule for Panicking {
-    fn update(&self, step: &StepScalars, p: &mut [f32], g: &[f32], _: &mut [&mut [f32]]) {
-        assert!(!self.panics.load(Ordering::Relaxed), "as it was told to");
-        p.iter_mut().zip(g).for_each(|(p, g)| *p -= f32::from_bits(step.words()[0]) * g);
-    }
-    fn wgsl(&self) -> &'static str {
-        ""
-    }
-}
-
-/// A rule of the user's own, which may break a promise.
+/// A rule of the user's own, which does nothing, and may break a promise or panic.
 #[derive(Debug, Clone)]
 struct Own {
     lr: Rate,
+    panics: Arc<AtomicBool>,
     slots: Vec<Slot>,
     passes: Passes,
     names: &'static [&'static str],
@@ -953,23 +905,31 @@ impl UpdateRule for Own {
 }
 
 impl CustomRule for Own {
-    fn update(&self, _: &StepScalars, _: &mut [f32], _: &[f32], _: &mut [&mut [f32]]) {}
+    fn update(&self, _: &StepScalars, _: &mut [f32], _: &[f32], _: &mut [&mut [f32]]) {
+        assert!(!self.panics.load(Ordering::Relaxed), "as it was told to");
+    }
     fn wgsl(&self) -> &str {
         ""
     }
 }
 
+/// One with nothing wrong.
+fn own() -> Own {
+    let names = &["a", "b", "c", "d"];
+    let slots = vec![Slot::new("state", 0.0); 4];
+    Own { lr: 0.1.into(), panics: Arc::default(), slots, passes: Passes::Elementwise, names }
+}
+
 #[test]
 fn rules_of_the_users_own() {
     let slot = Slot::new("state", 0.0);
-    let names = &["a", "b", "c", "d"];
-    let good = Own { lr: 0.1.into(), slots: vec![slot; 4], passes: Passes::Elementwise, names };
+    let good = own();
     let builder = |own: Own| Builder::new(Rule::custom(own)).params([weight()]);
     let bad = [
         ("own.slots", Own { slots: vec![slot; 5], ..good.clone() }),
         ("own.slots", Own { slots: vec![Slot { shape: SlotShape::Rows, ..slot }], ..good.clone() }),
         ("own.passes", Own { passes: Passes::Norms, ..good.clone() }),
-        ("own.scalar_names", Own { names: &names[..3], ..good.clone() }),
+        ("own.scalar_names", Own { names: &good.names[..3], ..good.clone() }),
         ("own.lr", Own { lr: f64::NAN.into(), ..good.clone() }),
     ];
     for (name, own) in bad {

@@ -7,7 +7,7 @@ use optim_tests::{AWKWARD, Bound, Problem, Run, Setup, compare};
 use optimizers::core::backend::{FROZEN, Shaping, Stages, Trust};
 use optimizers::core::format::StateDType;
 use optimizers::core::guard::{Clip, Guard};
-use optimizers::{AdaFactor, Adam, CpuBackend, DType, Grad, Lamb, Lars, Momentum, ParamMut, Rule};
+use optimizers::{AdaFactor, Adam, Builder, CpuBackend, DType, Grad, Lamb, Lars, Momentum, ParamMut, Rule};
 use rayon::ThreadPoolBuilder;
 
 /// Trains with 1, 2 and 5 threads and compares bits.
@@ -56,6 +56,18 @@ fn tensors_of_a_task_each() {
     same_for_any_number(&[16_384; 10], 2, false);
 }
 
+/// The bits of all parameters after 20 steps with a problem's first gradients.
+fn bits_after_20(builder: Builder, backend: &CpuBackend, problem: &Problem) -> Vec<u32> {
+    let mut optimizer = builder.build(backend.clone()).unwrap();
+    let mut start = problem.start.clone();
+    let mut params: Vec<ParamMut<'_>> = start.iter_mut().map(Into::into).collect();
+    let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
+    for _ in 0..20 {
+        assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied");
+    }
+    start.iter().flatten().map(|x| x.to_bits()).collect()
+}
+
 /// Steps that follow one another at once, from every place where a step may be called: each ends, with the same bits. One size is
 /// shared with threads that are awake only, one with all.
 #[test]
@@ -63,16 +75,7 @@ fn called_from_anywhere() {
     for lens in [[100_003, 5], [300_007, 5]] {
         let problem = Problem::new(&lens, 1, 1);
         let setup = Setup::new(&Adam::default().into(), 1e-2);
-        let train = |backend: &CpuBackend| {
-            let mut optimizer = setup.builder(&problem.parameters).build(backend.clone()).unwrap();
-            let mut start = problem.start.clone();
-            let mut params: Vec<ParamMut<'_>> = start.iter_mut().map(Into::into).collect();
-            let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
-            for _ in 0..20 {
-                assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied");
-            }
-            start.iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>()
-        };
+        let train = |backend: &CpuBackend| bits_after_20(setup.builder(&problem.parameters), backend, &problem);
         let one = train(&CpuBackend::with_threads(1).unwrap());
         for threads in [1, 2, 3] {
             let pool = |threads| Arc::new(ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
@@ -102,14 +105,7 @@ fn small_stacks() {
     let problem = Problem::shaped(&[&[20_000, 5], &[300_000], &[7]], 1, 2);
     let train = |backend: &CpuBackend| {
         let builder = Lamb::new(0.01).params(&problem.parameters).clip_adaptive(0.01, 1e-3).clip_norm(1.0);
-        let mut optimizer = builder.build(backend.clone()).unwrap();
-        let mut start = problem.start.clone();
-        let mut params: Vec<ParamMut<'_>> = start.iter_mut().map(Into::into).collect();
-        let grads: Vec<Grad<'_>> = problem.gradients[0].iter().map(|g| g.as_ref().into()).collect();
-        for _ in 0..10 {
-            assert!(optimizer.step(&mut params, &grads).unwrap().applied(), "a step is applied");
-        }
-        start.iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        bits_after_20(builder, backend, &problem)
     };
     let one = train(&CpuBackend::with_threads(1).unwrap());
     let pool = ThreadPoolBuilder::new().num_threads(8).stack_size(256 << 10).build().unwrap();
