@@ -11,9 +11,10 @@ use optim_tests::resume::builder;
 use optim_tests::{Naive, Random, Resumable, on_every_backend};
 use optimizers::checkpoint::{self, Reader};
 use optimizers::core::format::{Master, StateDType};
+use optimizers::schedule::{AnySchedule, Constant};
 use optimizers::{
-    Adam, Backend, DType, Error, Grad, Hyper, Lion, LoadOptions, LoadReport, Momentum, Optimizer, Parameter, Result,
-    Rule, StateSource,
+    Adam, Backend, DType, Error, Grad, Hyper, Lion, LoadOptions, LoadReport, Momentum, Optimizer, ParamGroup,
+    Parameter, Rate, Result, Rule, Schedule, StateSource,
 };
 use safetensors::SafeTensors;
 
@@ -38,6 +39,30 @@ fn file(optimizer: &mut Optimizer) -> Vec<u8> {
 
 fn load(optimizer: &mut Optimizer, file: &[u8], options: LoadOptions) -> Result<LoadReport> {
     optimizer.load_state(&mut Reader::new(Cursor::new(file), "a file")?, &options)
+}
+
+/// Lists of rates that would fill a file stay out of it, as closures do, and so do schedules that are nested too deep: the run goes on,
+/// but its settings cannot be kept.
+#[test]
+fn long_rates_do_not_hinder_saving() {
+    let short: Rate = vec![0.1; 100].into();
+    let long: Rate = vec![0.1; 1_000_000].into();
+    let deep = (0..40).fold(AnySchedule::from(Constant::new(0.1).unwrap()), |next, _| next.warmup(1).into());
+    for (rate, is_kept) in [(short, true), (long, false), (deep.into(), false)] {
+        let builder = || {
+            let groups = ["a", "b", "c"].map(|name| ParamGroup::new([Parameter::new(name, [1])]).weight_decay(0.5));
+            Adam::new(rate.clone()).groups(groups).build(Backend::Cpu).unwrap()
+        };
+        let mut optimizer = builder();
+        let file = file(&mut optimizer);
+        assert!(file.len() < 50_000, "{} bytes", file.len());
+        let _ = load(&mut builder(), &file, LoadOptions::default()).unwrap();
+        let kept = load(&mut builder(), &file, LoadOptions { hyper: Hyper::KeepSaved, ..LoadOptions::default() });
+        match kept {
+            Ok(report) => assert!(is_kept && report.kept == [0, 1, 2], "{report:?}"),
+            Err(error) => assert!(!is_kept && error.to_string().contains("too long"), "{error}"),
+        }
+    }
 }
 
 /// A folder of a test's own, emptied.

@@ -834,6 +834,24 @@ fn memory_of_a_device_is_described() {
     assert_eq!((grad.len(), grad.dtype()), (Some(3), Some(DType::Bf16)));
 }
 
+/// What only together leaves the range of an `f32`: nothing is updated with infinity or 0 in its place.
+#[test]
+fn products_out_of_range() {
+    let parameter = || [Parameter::new("w", [1])];
+    let mut w = [1.0_f32];
+    let mut optimizer = Sgd::new(1e20).params(parameter()).lr_scale(|_| 1e20).build(Target::ALL[0]).unwrap();
+    let error = optimizer.step(&mut [(&mut w).into()], &[(&[0.0_f32]).into()]).unwrap_err();
+    assert!(matches!(error, Error::RateNotFinite { what: "learning rate", update: 0, .. }), "{error}");
+
+    for (loss_scale, weight) in [(1.0, 1e-39), (1e-20, 1e-20), (1e30, 1e30)] {
+        let mut optimizer = Sgd::new(0.1).params(parameter()).loss_scale(loss_scale).build(Target::ALL[0]).unwrap();
+        optimizer.accumulate(&[(&[1.0_f32]).into()], weight).unwrap();
+        let error = optimizer.step_accumulated(&mut [(&mut w).into()]).unwrap_err();
+        assert!(error.to_string().starts_with("accumulate: the sum of weights"), "{error}");
+    }
+    assert_eq!(w, [1.0]);
+}
+
 /// A rule of the user's own that panics half way leaves an optimizer that says so, and a state to load mends it.
 #[cfg(feature = "cpu")]
 #[test]

@@ -245,6 +245,9 @@ fn layers() {
         let error = adam().layer_decay(bad).build(Target::ALL[0]).unwrap_err();
         assert!(matches!(&error, Error::HyperParameter { name, .. } if name == "layer_decay"), "{bad}: {error:?}");
     }
+    let far = ["blocks.0.w", "blocks.4294967295.w"].map(|name| Parameter::new(name, [1]));
+    let error = Adam::new(0.1).params(far).layer_decay(0.5).build(Target::ALL[0]).unwrap_err();
+    assert!(error.to_string().contains("layer_decay of \"blocks.0.w\""), "{error}");
     for bad in [-0.5, f64::NAN, f64::INFINITY] {
         let error = adam().lr_scale(move |_| bad).build(Target::ALL[0]).unwrap_err();
         assert!(error.to_string().contains("lr_scale of \"embed.weight\""), "{bad}: {error}");

@@ -2,7 +2,7 @@
 
 use optimizers::core::rule::{At, UpdateRule};
 use optimizers::{
-    AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, LazyAdam, Lion,
+    AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, Lars, LazyAdam, Lion,
     Momentum, NAdam, ProximalAdagrad, RAdam, RmsProp, Rprop, Rule, Sgd,
 };
 
@@ -265,6 +265,29 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
 /// 1 − βᵗ, by the logarithm.
 fn correction(beta: f64, t: u64) -> f64 {
     -(t as f64 * beta.ln()).exp_m1()
+}
+
+/// But for what it does itself, LARS is the rule that it is put around.
+#[test]
+fn lars_is_the_rule_inside() {
+    let mut wrapped = 0;
+    for rule in Rule::all() {
+        let lars = Rule::from(Lars::new(rule.clone()));
+        let (outer, inner) = (lars.spec(), rule.spec());
+        if outer.validate().is_err() {
+            continue;
+        }
+        wrapped += 1;
+        let rates = |rule: &dyn UpdateRule| (format!("{:?}", rule.lr()), rule.own_lr(3), rule.takes_lr());
+        assert_eq!(rates(outer), rates(inner), "{rule:?}");
+        assert_eq!(outer.uses_previous_lr(), inner.uses_previous_lr(), "{rule:?}");
+        assert_eq!(outer.first_update_differs(), inner.first_update_differs(), "{rule:?}");
+        assert_eq!((outer.weight_decay(), outer.decays_all_names()), (inner.weight_decay(), inner.decays_all_names()));
+        assert_eq!((outer.source(), outer.entry(), outer.betas()), (inner.source(), inner.entry(), inner.betas()));
+        assert_eq!(outer.scalar_names(), inner.scalar_names());
+        assert_eq!(format!("{:?}", outer.slots()), format!("{:?}", inner.slots()));
+    }
+    assert!(wrapped > 15, "{wrapped} rules");
 }
 
 /// Every rule and variant, with defaults and with others, at every update of the list.

@@ -6,9 +6,9 @@ use std::path::Path;
 use optim_tests::Target;
 use optim_tests::tolerance::{LIST, SCHEDULE};
 use optimizers::schedule::{
-    Constant, CosineDecay, CosineRestarts, Cyclic, ExponentialDecay, InverseDecay, InverseSqrt, Linear, Mode,
-    MultiStep, NaturalExpDecay, Noam, OneCycle, PlateauState, PolynomialDecay, ReduceOnPlateau, StepDecay, Threshold,
-    WarmUp, WarmupStableDecay, from_fn,
+    AnySchedule, Constant, CosineDecay, CosineRestarts, Cyclic, ExponentialDecay, InverseDecay, InverseSqrt, Linear,
+    Mode, MultiStep, NaturalExpDecay, Noam, OneCycle, PlateauState, PolynomialDecay, ReduceOnPlateau, StepDecay,
+    Threshold, WarmUp, WarmupStableDecay, from_fn,
 };
 use optimizers::{Error, Momentum, Parameter, Rate, Result, Schedule};
 use serde::Deserialize;
@@ -393,7 +393,11 @@ fn plateaus_are_pytorchs() {
             let reduced = rate.observe(metric.parse().unwrap()).unwrap();
             let (lr, best) = (lr.parse().unwrap(), best.parse().unwrap());
             let (num_bad_epochs, cooldown_counter) = (*num_bad_epochs, *cooldown_counter);
-            assert_eq!(rate.state(), PlateauState { lr, best, num_bad_epochs, cooldown_counter }, "{place}");
+            assert_eq!(
+                rate.state(),
+                PlateauState { lr, mode: case.rate().state().mode, best, num_bad_epochs, cooldown_counter },
+                "{place}"
+            );
             assert_eq!((rate.lr(), rate.best()), (lr, best), "{place}");
             assert_eq!((rate.num_bad_epochs(), rate.cooldown_counter()), (num_bad_epochs, cooldown_counter), "{place}");
             assert_eq!(reduced, lr < before, "{place}");
@@ -450,7 +454,29 @@ fn plateaus_are_checked() {
     refused(rate().factor(0.0), "ReduceOnPlateau: factor");
     refused(rate().factor(1.0), "ReduceOnPlateau: factor");
     refused(restored.restore(PlateauState { best: f64::NAN, ..state }), "ReduceOnPlateau: state.best");
+    refused(restored.restore(rate().mode(Mode::Max).state()), "ReduceOnPlateau: state.mode");
     assert_eq!(restored, rate());
+
+    // A rate that can never fall to its bound would stay below it.
+    let mut bounded = rate().min_lr(0.05).unwrap();
+    bounded.restore(PlateauState { lr: 1e-5, ..state }).unwrap();
+    assert_eq!(bounded.lr(), 0.05);
+    let mut above = rate().min_lr(0.5).unwrap();
+    above.restore(state).unwrap();
+    assert_eq!(above.lr(), 0.3);
+}
+
+/// What grows from 0 stays 0, however often it grows.
+#[test]
+fn nothing_grows_from_zero() {
+    let zeros: [AnySchedule; 3] = [
+        StepDecay::new(0.0, 10.0, 1).unwrap().into(),
+        MultiStep::new(0.0, 1e38, vec![1; 400]).unwrap().into(),
+        StepDecay::new(1.0, 10.0, 1).unwrap().scale(0.0).unwrap().into(),
+    ];
+    for schedule in zeros {
+        assert_eq!([0, 1, 300, 400].map(|update| schedule.at(update)), [0.0; 4], "{schedule:?}");
+    }
 }
 
 /// Every argument out of its range is refused by its name.

@@ -11,7 +11,10 @@ use optimizers::schedule::{
     Mode, MultiStep, NaturalExpDecay, Noam, OneCycle, PolynomialDecay, ReduceOnPlateau, StepDecay, Threshold, WarmUp,
     WarmupStableDecay, from_fn,
 };
-use optimizers::{AdaFactor, Adam, AdamW, DType, Lamb, Lars, Momentum, Parameter, Rate, Result, Rule, Schedule, Sgd};
+use optimizers::{
+    AdaFactor, Adam, AdamW, DType, DynamicLossScale, FixedLossScale, Lamb, Lars, LossScale, Momentum, Parameter, Rate,
+    Result, Rule, Schedule, Sgd,
+};
 use serde_json::{Value, from_str, from_value, json, to_string, to_value};
 
 /// One of every kind of schedule and more, as the type that its constructor returns, with its kind.
@@ -311,12 +314,12 @@ fn wrong_data_is_refused() {
         ("null", "invalid type: null, expected a rate: a number, a list of numbers, or an object with a `kind`"),
         ("true", "expected a rate: a number"),
         (r#""0.1""#, "expected a rate: a number"),
-        ("-0.1", "lr must be finite and ≥ 0, got -0.1"),
-        ("-1", "lr must be finite and ≥ 0, got -1"),
-        ("1e60", "lr must be finite and ≥ 0"),
-        ("[]", "lr must be a list of at least one rate, got an empty list"),
+        ("-0.1", "a rate must be finite and ≥ 0, got -0.1"),
+        ("-1", "a rate must be finite and ≥ 0, got -1"),
+        ("1e60", "a rate must be finite and ≥ 0"),
+        ("[]", "a rate must be a list of at least one rate, got an empty list"),
         ("[0.1, null]", "invalid type: null, expected f64"),
-        ("[1e60]", "lr must be a list of finite numbers"),
+        ("[1e60]", "a rate must be a list of finite numbers"),
         ("{}", "missing field `kind`"),
         (r#"{"kind": "constant", "lr": -1}"#, "Constant: lr must be"),
         (r#"{"kind": "constant", "lr": 1, "at": 1}"#, "unknown field `at`"),
@@ -339,7 +342,7 @@ fn wrong_data_is_refused() {
         (r#"{"rule": "custom"}"#, "unknown variant `custom`"),
         (r#"{"rule": "Custom"}"#, "unknown variant `Custom`"),
         (r#"{"lr": 0.1}"#, "missing field `rule`"),
-        (r#"{"rule": "adam", "lr": -0.1}"#, "lr must be finite and ≥ 0"),
+        (r#"{"rule": "adam", "lr": -0.1}"#, "a rate must be finite and ≥ 0"),
         (r#"{"rule": "adam", "lr": null}"#, "expected a rate: a number"),
         (r#"{"rule": "adam", "beta_1": 0.1}"#, "unknown field `beta_1`, expected one of `lr`, `beta1`"),
         (r#"{"rule": "adam", "beta1": 1}"#, "adam.beta1 must be inside (0, 1), got 1"),
@@ -435,10 +438,35 @@ fn what_cannot_be_written() {
     lars.filter = std::sync::Arc::new(|parameter: &Parameter| !parameter.name().contains("bias"));
     unwritable(&lars, "lars.filter is a closure of its own: only the default one can be written");
 
-    unwritable(&Rate::from(f64::NAN), "lr must be finite and ≥ 0, got NaN");
-    unwritable(&Rate::from([0.1, f64::INFINITY]), "lr must be a list of finite numbers, got inf");
+    unwritable(&Rate::from(f64::NAN), "a rate must be finite and ≥ 0, got NaN");
+    unwritable(&Rate::from([0.1, f64::INFINITY]), "a rate must be a list of finite numbers, got inf");
     unwritable(&Rule::from(Adam { eps: f64::NAN, ..Adam::default() }), "adam.eps must be finite and > 0, got NaN");
     unwritable(&Rule::from(Adam { weight_decay: f64::INFINITY, ..Adam::default() }), "adam.weight_decay must be");
+}
+
+/// Every way to scale losses is itself again; what is left out is as by default, and what an optimizer would refuse is neither read nor
+/// written.
+#[test]
+fn loss_scales() {
+    let dynamic = DynamicLossScale { scale_window: 7, ..DynamicLossScale::default() };
+    let fixed = FixedLossScale { loss_scale: 64.0, ..FixedLossScale::default() };
+    for (text, expected) in [
+        (r#"{"plain": 0.5}"#, LossScale::Plain(0.5)),
+        (r#"{"fixed": {"loss_scale": 64}}"#, fixed.into()),
+        (r#"{"dynamic": {}}"#, DynamicLossScale::default().into()),
+        (r#"{"dynamic": {"scale_window": 7}}"#, dynamic.into()),
+    ] {
+        let read: LossScale = from_str(text).unwrap();
+        assert_eq!((read, again(&read)), (expected, expected), "{text}");
+    }
+    refuse::<LossScale>(&[
+        (r#"{"plain": -3}"#, "loss_scale must be finite and > 0"),
+        (r#"{"plain": null}"#, "invalid type: null"),
+        (r#"{"dynamic": {"scale_window": 0}}"#, "DynamicLossScale.scale_window must be ≥ 1, got 0"),
+        (r#"{"dynamic": {"window": 1}}"#, "unknown field `window`"),
+        (r#"{"fixed": {"loss_scale": 0.5}}"#, "FixedLossScale.loss_scale must be finite and ≥ 1"),
+    ]);
+    unwritable(&LossScale::Plain(f64::INFINITY), "loss_scale must be finite and > 0");
 }
 
 /// As deep as a schedule is written it is read, and no deeper.

@@ -1,15 +1,20 @@
 //! The header of a file: JSON that says where each array is.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+use optim_core::Rate;
 use optim_core::backend::Element;
-use optim_core::state::{StateArray, StateMeta, VERSION};
+use optim_core::state::{GroupState, StateArray, StateMeta, VERSION};
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// The longest header. The reader that most programs use has the same limit.
 pub(crate) const MOST_BYTES: u64 = 100_000_000;
+
+/// The most numbers of the lists of all groups together: 20 MB.
+const MOST_NUMBERS: usize = 1 << 20;
 
 /// The most axes of an array.
 const MOST_AXES: usize = 64;
@@ -142,9 +147,29 @@ fn metadata(meta: &StateMeta) -> serde_json::Result<BTreeMap<&'static str, Strin
         ("seed", seed.to_string()),
         ("loss_scale", serde_json::to_string(loss_scale)?),
         ("guard", serde_json::to_string(guard)?),
-        ("groups", serde_json::to_string(groups)?),
+        ("groups", serde_json::to_string(&*without_long_lists(groups))?),
         ("parameters", serde_json::to_string(parameters)?),
     ]))
+}
+
+/// The groups without the lists of rates and decays, if these are very long: a list stands in each group that inherits it.
+fn without_long_lists(groups: &[GroupState]) -> Cow<'_, [GroupState]> {
+    fn numbers(rate: &Rate) -> usize {
+        if let Rate::List(list) = rate { list.len() } else { 0 }
+    }
+    let of_config = |group: &GroupState| group.config.as_ref().map_or(0, |rule| numbers(rule.spec().lr()));
+    let of_rates =
+        |group: &GroupState| [&group.lr, &group.weight_decay].into_iter().flatten().map(numbers).sum::<usize>();
+    if groups.iter().map(|group| of_config(group) + of_rates(group)).sum::<usize>() <= MOST_NUMBERS {
+        return Cow::Borrowed(groups);
+    }
+    let without = |group: &GroupState| GroupState {
+        config: group.config.clone().filter(|_| of_config(group) == 0),
+        lr: group.lr.clone().filter(|rate| numbers(rate) == 0),
+        weight_decay: group.weight_decay.clone().filter(|rate| numbers(rate) == 0),
+        ..group.clone()
+    };
+    Cow::Owned(groups.iter().map(without).collect())
 }
 
 fn meta(metadata: &BTreeMap<String, String>) -> Result<StateMeta, String> {
@@ -153,7 +178,11 @@ fn meta(metadata: &BTreeMap<String, String>) -> Result<StateMeta, String> {
         None => Err(format!("its {METADATA} has no {key:?}")),
     };
     fn parsed<T: DeserializeOwned>(key: &str, text: &str) -> Result<T, String> {
-        serde_json::from_str(text).map_err(|error| format!("{METADATA}, {key:?}: {error}"))
+        let read = serde_json::from_str(text).or_else(|error| match numbers_are_numbers() {
+            true => Err(error),
+            false => serde_json::from_str(text).and_then(serde_json::from_value),
+        });
+        read.map_err(|error| format!("{METADATA}, {key:?}: {error}"))
     }
     let format = text("format")?;
     if format != FORMAT {
@@ -173,6 +202,17 @@ fn meta(metadata: &BTreeMap<String, String>) -> Result<StateMeta, String> {
         groups: parsed("groups", text("groups")?)?,
         parameters: parsed("parameters", text("parameters")?)?,
     })
+}
+
+/// Whether `serde_json` gives a number as one where anything may stand. With its feature `arbitrary_precision`, which any crate of the
+/// program may ask for, it does so by way of a value only.
+fn numbers_are_numbers() -> bool {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Any {
+        Number(f64),
+    }
+    matches!(serde_json::from_str("1"), Ok(Any::Number(1.0)))
 }
 
 /// Where an array is.

@@ -32,7 +32,8 @@
 //! | `groups` | a list of [`GroupState`](optim_core::state::GroupState) |
 //! | `parameters` | a list of [`ParameterState`](optim_core::state::ParameterState) |
 //!
-//! Other keys are left alone. Files of version 2 will be read by every later version of this library. Version 1 had other
+//! Lists of rates and of decays stand in each group that has them; are they more than 1,048,576 numbers in all, they are left out, as
+//! closures are. Other keys are left alone. Files of version 2 will be read by every later version of this library. Version 1 had other
 //! 8-bit codes and is refused.
 //!
 //! # From and to PyTorch

@@ -520,8 +520,13 @@ impl Builder {
                 check("layer_decay", "in (0, 1]", *decay, |x| x > 0.0 && x <= 1.0)?;
                 let depths = depths(tensors.iter().map(|tensor| tensor.parameter.name()));
                 let last = depths.iter().copied().max().unwrap_or_default();
-                let scale = |depth: u64| decay.powi(i32::try_from(last - depth).unwrap_or(i32::MAX));
-                Ok(depths.into_iter().map(scale).collect())
+                let scale = |(tensor, depth): (&Tensor, u64)| {
+                    let scale = decay.powi(i32::try_from(last - depth).unwrap_or(i32::MAX));
+                    let name = format!("layer_decay of {:?}", tensor.parameter.name());
+                    check(&name, "so few layers behind it that its rate is not 0", scale, |x| x > 0.0)?;
+                    Ok(scale)
+                };
+                tensors.iter().zip(depths).map(scale).collect()
             }
         }
     }

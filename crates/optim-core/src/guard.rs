@@ -243,7 +243,7 @@ pub const INFINITE: u32 = 0x7f80_0000;
 /// The loss, and so every gradient, is multiplied by it; the optimizer divides it out again. With `drop_overflow_update` a step
 /// whose gradients are not finite is skipped; without, nothing is checked.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct FixedLossScale {
     /// The scale, finite and ≥ 1. Default 128.
     pub loss_scale: f64,
@@ -272,7 +272,7 @@ impl Default for FixedLossScale {
 /// - **MindSpore** has no cap, and counts 1000 skips in a row before it raises; so does this.
 /// - **PyTorch** `GradScaler`: starts at 2¹⁶, has no floor and no limit of skips.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct DynamicLossScale {
     /// The first scale, finite and ≥ 1. Default 2²⁴. Trap: far too large for most models, so that the first steps are skipped until
     /// it fits.
@@ -284,7 +284,8 @@ pub struct DynamicLossScale {
     pub scale_window: u32,
     /// The scale never falls below; finite and > 0. Default 1.
     pub floor: f64,
-    /// The scale never grows beyond; ≥ `init_loss_scale`. Default 2¹²⁷, the largest power of two.
+    /// The scale never grows beyond; ≥ `init_loss_scale`. Default 2¹²⁶, the largest power of two that WGSL promises to
+    /// divide by.
     pub cap: f64,
     /// Skipping more steps than this in a row is [`Error::TooManySkips`](crate::Error::TooManySkips). Default 1000.
     pub max_skips: u32,
@@ -297,7 +298,7 @@ impl Default for DynamicLossScale {
             scale_factor: 2.0,
             scale_window: 2000,
             floor: 1.0,
-            cap: 2_f64.powi(127),
+            cap: 2_f64.powi(126),
             max_skips: 1000,
         }
     }
@@ -306,7 +307,6 @@ impl Default for DynamicLossScale {
 /// How losses are scaled. Made by `.into()` from a number, a [`FixedLossScale`] or a [`DynamicLossScale`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum LossScale {
     /// By this factor, > 0, without a check.
     Plain(f64),
@@ -334,15 +334,23 @@ impl From<DynamicLossScale> for LossScale {
     }
 }
 
+/// What [`divides`].
+pub(crate) const DIVISOR: &str = "finite and > 0, and so that an f32 can divide by it";
+
+/// Whether gradients can be divided by it: the factor `1 / x` is an `f32`, and not 0.
+pub(crate) fn divides(x: f64) -> bool {
+    let factor = crate::rules::rounded(1.0 / x);
+    x.is_finite() && x > 0.0 && factor.is_finite() && factor > 0.0
+}
+
 impl LossScale {
     /// Checks the numbers.
     pub(crate) fn validate(&self) -> Result<()> {
-        // The factor 1 / scale must be a number as well.
         let positive = |x: f64| x.is_finite() && x > 0.0 && crate::rules::rounded(1.0 / x).is_finite();
         match self {
-            Self::Plain(scale) => check("loss_scale", "finite and > 0", *scale, positive),
+            Self::Plain(scale) => check("loss_scale", DIVISOR, *scale, divides),
             Self::Fixed(fixed) => {
-                check("FixedLossScale.loss_scale", "finite and ≥ 1", fixed.loss_scale, |x| x.is_finite() && x >= 1.0)
+                check("FixedLossScale.loss_scale", "finite and ≥ 1", fixed.loss_scale, |x| x >= 1.0 && divides(x))
             }
             Self::Dynamic(dynamic) => {
                 let DynamicLossScale { init_loss_scale, scale_factor, scale_window, floor, cap, .. } = *dynamic;

@@ -10,7 +10,7 @@ use crate::backend::{
 use crate::builder::check_vary;
 use crate::error::check;
 use crate::format;
-use crate::guard::{Clip, Control, Guard, LossScale, Scaler, Verdict};
+use crate::guard::{Clip, Control, DIVISOR, Guard, LossScale, Scaler, Verdict, divides};
 use crate::report::Gradients;
 use crate::rule::{At, Decay, Passes, Slot, Sparse};
 use crate::rules::single;
@@ -296,12 +296,14 @@ impl Optimizer {
     /// skipped.
     ///
     /// # Errors
-    /// As [`step`](Self::step); [`Error::State`] if nothing has been accumulated.
+    /// As [`step`](Self::step); [`Error::State`] if nothing has been accumulated; a sum of weights that no `f32` divides by.
     pub fn step_accumulated(&mut self, params: &mut [ParamMut<'_>]) -> Result<StepReport> {
         if self.total_weight == 0.0 {
             let (what, expected) = ("a step with accumulated gradients", "call `accumulate` first");
             return Err(Error::State { what, expected });
         }
+        let divisor = self.settings.loss_scale.plain() * self.total_weight;
+        check("accumulate: the sum of weights, times the loss scale", DIVISOR, divisor, divides)?;
         let mut grads = std::mem::take(&mut self.own_grads);
         // They are missing if a rule of the caller's has panicked.
         grads.resize(self.accumulated.len(), Grad::None);
@@ -836,6 +838,10 @@ impl Optimizer {
             pad: [0; 2],
         };
         let lr = class.scale * rates[class.group];
+        if !single(lr).is_finite() {
+            let (what, place) = ("learning rate", group.place.clone());
+            return Err(Error::RateNotFinite { what, place, update, got: lr });
+        }
         let previous_lr = if pace.previous_lr.is_nan() { lr } else { class.scale * pace.previous_lr };
         let betas = rule.betas().map(single);
         let beta_powers = [0, 1].map(|nth| f64::from(pace.beta_powers[nth] * betas[nth]));

@@ -1,9 +1,10 @@
-//! `Serialize` and `Deserialize` of rates, schedules and rules, with the feature `serde`.
+//! `Serialize` and `Deserialize` of rates, schedules, rules and loss scales, with the feature `serde`.
 //!
 //! | type | as data |
 //! | --- | --- |
 //! | [`Rate`] | a number, a list of numbers, or an object: a schedule, or `{"kind": "reduce_on_plateau", …}` |
 //! | [`AnySchedule`] | `{"kind": "cosine_decay", "min_lr": 0.0, …}`: the name of the type, the arguments of its constructor and setters |
+//! | [`LossScale`] | `{"plain": 128.0}`, `{"fixed": {"loss_scale": 128.0}}` or `{"dynamic": {"scale_window": 1000}}` |
 //! | [`Rule`] | `{"rule": "adam", "lr": 0.001, …}`: [`UpdateRule::name`](crate::rule::UpdateRule::name), the fields of the config |
 //!
 //! A field that is not known is an error; one that has a default may be left out. What is read passes the checks of the
@@ -15,7 +16,8 @@
 //! [`state`](ReduceOnPlateau::state) apart.
 //!
 //! Numbers come back to the bit if the format keeps them: `serde_json` does with its feature `float_roundtrip`.
-//! The format must say what it holds, as JSON and TOML do: a number, a list and an object are told apart by it.
+//! The format must say what it holds, as JSON and TOML do: a number, a list and an object are told apart by it. With the feature
+//! `arbitrary_precision` of `serde_json` a number is not one any more: read it by way of a `serde_json::Value` then.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,20 +27,19 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::check;
+use crate::guard::{DynamicLossScale, FixedLossScale};
 use crate::rule::CustomRule;
 use crate::rules::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Ftrl, Lamb, Lars,
     LazyAdam, Lion, Momentum, NAdam, ProximalAdagrad, RAdam, RmsProp, Rprop, Sgd, lars,
 };
+use crate::schedule::any::MAX_DEPTH;
 use crate::schedule::{
     AnySchedule, Constant, CosineDecay, CosineRestarts, Cyclic, ExponentialDecay, InverseDecay, InverseSqrt, Linear,
     Mode, MultiStep, NaturalExpDecay, Noam, OneCycle, PolynomialDecay, ReduceOnPlateau, Repeated, Scaled, Schedule,
     StepDecay, Then, Threshold, WarmUp, Warmed, WarmupStableDecay,
 };
-use crate::{Error, Rate, Result, Rule};
-
-/// In how many others a schedule may be nested as data. What is written must be readable: `serde_json` reads 128 levels.
-const MAX_DEPTH: usize = 32;
+use crate::{Error, LossScale, Rate, Result, Rule};
 
 /// [`Kind`] and its conversions, from each schedule's fields and how it is made of them.
 macro_rules! kinds {
@@ -212,9 +213,12 @@ impl TryFrom<Kind> for Rate {
     }
 }
 
+/// What errors call a rate: of learning or of decay, which is not known here.
+const RATE: &str = "a rate";
+
 impl Serialize for Rate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.validate("lr").map_err(S::Error::custom)?;
+        self.validate(RATE).map_err(S::Error::custom)?;
         match self {
             Self::Fixed(lr) => serializer.serialize_f64(*lr),
             Self::List(list) => serializer.collect_seq(&**list),
@@ -233,7 +237,7 @@ impl Serialize for Rate {
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let rate = deserializer.deserialize_any(RateVisitor)?;
-        rate.validate("lr").map_err(D::Error::custom)?;
+        rate.validate(RATE).map_err(D::Error::custom)?;
         Ok(rate)
     }
 }
@@ -340,6 +344,30 @@ impl<'de> Deserialize<'de> for Rule {
         let rule = Tagged::deserialize(deserializer)?;
         check_rule(&rule).map_err(D::Error::custom)?;
         Ok(rule)
+    }
+}
+
+/// [`LossScale`].
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "LossScale", rename_all = "snake_case")]
+enum TaggedScale {
+    Plain(f64),
+    Fixed(FixedLossScale),
+    Dynamic(DynamicLossScale),
+}
+
+impl Serialize for LossScale {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.validate().map_err(S::Error::custom)?;
+        TaggedScale::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for LossScale {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let loss_scale = TaggedScale::deserialize(deserializer)?;
+        loss_scale.validate().map_err(D::Error::custom)?;
+        Ok(loss_scale)
     }
 }
 

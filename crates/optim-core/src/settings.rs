@@ -141,7 +141,12 @@ impl From<f64> for Ema {
 
 impl Ema {
     pub(crate) fn validate(&self) -> Result<()> {
-        check("ema.decay", "in [0, 1)", self.decay, |x| (0.0..1.0).contains(&x))
+        // The kernels take 1 − d, so d itself need not be an f32 below 1.
+        if (0.0..1.0).contains(&self.decay) {
+            return Ok(());
+        }
+        let (name, expected) = ("ema.decay".to_owned(), "in [0, 1)");
+        Err(Error::HyperParameter { name, expected, got: self.decay.to_string() })
     }
 
     /// `1 − d` at update `t`, 1 for the first.

@@ -222,7 +222,7 @@ fn train(recipe: &'static Recipe, options: &Options) -> Result<Run, Box<dyn Erro
     for _ in 0..options.epochs {
         random.shuffle(&mut train);
         for batch in train.chunks(BATCH) {
-            #[allow(clippy::cast_possible_truncation, reason = "a power of two, at most 2¹²⁷")]
+            #[allow(clippy::cast_possible_truncation, reason = "a power of two, at most 2¹²⁶")]
             let loss_scale = optimizer.loss_scale()? as f32;
             let loss = network.loss_and_gradient(batch, loss_scale, &mut gradient);
             if !loss.is_finite() {

@@ -10,6 +10,7 @@ use crate::format::{self, BLOCK, Code8, Master};
 use crate::guard::{Control, LossScale};
 use crate::rule::Slot;
 use crate::rules::{lars, single};
+use crate::schedule::any::MAX_DEPTH;
 use crate::settings::{Group, Origin};
 use crate::state::{
     GroupState, GuardState, Hyper, LoadOptions, LoadReport, ParameterState, State, StateArray, StateMeta, StateSource,
@@ -235,7 +236,7 @@ fn is_data(rule: &Rule) -> bool {
 
 fn is_data_rate(rate: &Rate) -> bool {
     match rate {
-        Rate::Schedule(schedule) => schedule.describe().is_some(),
+        Rate::Schedule(schedule) => schedule.describe().is_some_and(|schedule| schedule.depth() <= MAX_DEPTH),
         Rate::Fixed(_) | Rate::List(_) | Rate::Plateau(_) => true,
     }
 }
@@ -714,7 +715,7 @@ impl<'a> Planner<'a> {
 /// Gives a group the settings of a saved one.
 fn keep(group: &mut Group, saved: &GroupState) -> Result<(), String> {
     let (Some(rule), Some(lr), Some(decay)) = (&saved.config, &saved.lr, &saved.weight_decay) else {
-        return Err("a closure or a rule of one's own is not in the state, so it cannot be kept".into());
+        return Err("a closure, a rule of one's own, a list or a schedule that is too long is not in the state, so it cannot be kept".into());
     };
     if (rule.spec().name(), rule.kernel().spec().name()) != (&*saved.rule, &*saved.kernel) {
         return Err(format!("its rule is {} in the state, its config {rule:?}", saved.rule));

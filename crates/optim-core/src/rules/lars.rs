@@ -141,6 +141,18 @@ impl UpdateRule for Lars {
         self.inner.spec().entry()
     }
 
+    fn own_lr(&self, t: u64) -> Option<f64> {
+        self.inner.spec().own_lr(t)
+    }
+
+    fn takes_lr(&self) -> bool {
+        self.inner.spec().takes_lr()
+    }
+
+    fn uses_previous_lr(&self) -> bool {
+        self.inner.spec().uses_previous_lr()
+    }
+
     fn decay(&self) -> Decay {
         Decay::L2
     }

@@ -8,6 +8,9 @@ use super::{
     WarmupStableDecay,
 };
 
+/// In how many others a schedule may be nested as data. What is written must be readable: `serde_json` reads 128 levels.
+pub(crate) const MAX_DEPTH: usize = 32;
+
 /// [`AnySchedule`], its conversions and its matches, from the list of the schedules that are made of nothing else.
 macro_rules! any_schedule {
     ($($schedule:ident),* $(,)?) => {
@@ -41,6 +44,19 @@ macro_rules! any_schedule {
             Scaled(Box<Scaled<Self>>),
             /// [`Repeated`].
             Repeated(Box<Repeated<Self>>),
+        }
+
+        impl AnySchedule {
+            /// In how many others its innermost schedule is nested.
+            pub(crate) fn depth(&self) -> usize {
+                match self {
+                    $(Self::$schedule(_) => 0,)*
+                    Self::Then(schedule) => 1 + schedule.first.depth().max(schedule.next.depth()),
+                    Self::Warmed(schedule) => 1 + schedule.schedule.depth(),
+                    Self::Scaled(schedule) => 1 + schedule.schedule.depth(),
+                    Self::Repeated(schedule) => 1 + schedule.schedule.depth(),
+                }
+            }
         }
 
         impl Schedule for AnySchedule {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::AnySchedule;
+use super::more::times;
 use crate::Result;
 use crate::error::{at_least_one, check};
 
@@ -153,7 +154,7 @@ pub struct Scaled<S> {
 
 impl<S: Schedule> Schedule for Scaled<S> {
     fn at(&self, update: u64) -> f64 {
-        self.factor * self.schedule.at(update)
+        times(self.factor, self.schedule.at(update))
     }
 
     fn describe(&self) -> Option<AnySchedule> {

@@ -15,7 +15,7 @@
 //!
 //! [`ReduceOnPlateau`] is no schedule: it follows a metric and has a memory.
 
-mod any;
+pub(crate) mod any;
 mod compose;
 mod mindspore;
 mod more;

@@ -86,7 +86,8 @@ pub struct StepDecay {
 }
 
 impl StepDecay {
-    /// `lr` finite and ≥ 0; `gamma` finite and > 0, above 1 to grow; `every` ≥ 1.
+    /// `lr` finite and ≥ 0; `gamma` finite and > 0; `every` ≥ 1. A `gamma` above 1 grows, beyond any number in the end: an error of
+    /// the step that gets there.
     pub fn new(lr: f64, gamma: f64, every: u64) -> Result<Self> {
         not_negative("StepDecay: lr", lr)?;
         positive("StepDecay: gamma", gamma)?;
@@ -97,7 +98,7 @@ impl StepDecay {
 
 impl Schedule for StepDecay {
     fn at(&self, update: u64) -> f64 {
-        self.lr * self.gamma.powf((update / self.every) as f64)
+        times(self.lr, self.gamma.powf((update / self.every) as f64))
     }
 
     describe!();
@@ -139,7 +140,7 @@ impl MultiStep {
 impl Schedule for MultiStep {
     fn at(&self, update: u64) -> f64 {
         let passed = self.milestones.partition_point(|&milestone| milestone <= update);
-        self.lr * self.gamma.powf(passed as f64)
+        times(self.lr, self.gamma.powf(passed as f64))
     }
 
     describe!();
@@ -505,6 +506,11 @@ fn rise_and_root(lr: f64, warmup: u64, i: u64) -> f64 {
 
 fn positive(name: &str, value: f64) -> Result<()> {
     check(name, "finite and > 0", value, |x| x.is_finite() && x > 0.0)
+}
+
+/// A product that is 0 if the first number is, however large the other has grown.
+pub(super) fn times(lr: f64, factor: f64) -> f64 {
+    if lr == 0.0 { 0.0 } else { lr * factor }
 }
 
 pub(super) fn not_negative(name: &str, value: f64) -> Result<()> {

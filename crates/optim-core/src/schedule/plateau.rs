@@ -77,6 +77,9 @@ pub struct ReduceOnPlateau {
 pub struct PlateauState {
     /// The rate: finite and ≥ 0.
     pub lr: f64,
+    /// Which metrics are better, so what `best` means; `None` if that is not known.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub mode: Option<Mode>,
     /// The best metric: a number or an infinity. Before the first observation the worst there is, `+∞` with [`Mode::Min`].
     #[cfg_attr(feature = "serde", serde(with = "crate::serialization::float"))]
     pub best: f64,
@@ -105,15 +108,14 @@ impl ReduceOnPlateau {
             cooldown: 0,
             min_lr: 0.0,
             eps: Self::EPS,
-            state: PlateauState { lr, best: worst(Mode::Min), num_bad_epochs: 0, cooldown_counter: 0 },
+            state: PlateauState { lr, mode: None, best: worst(Mode::Min), num_bad_epochs: 0, cooldown_counter: 0 },
         })
     }
 
     /// Which metrics are better. Default: [`Mode::Min`]. Forgets the best metric.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
-        self.mode = mode;
-        self.state.best = worst(mode);
+        (self.mode, self.state.best) = (mode, worst(mode));
         self
     }
 
@@ -231,17 +233,23 @@ impl ReduceOnPlateau {
     /// The progress, to be saved.
     #[must_use]
     pub fn state(&self) -> PlateauState {
-        self.state
+        PlateauState { mode: Some(self.mode), ..self.state }
     }
 
-    /// Goes on from a saved progress. The settings stay. After an error nothing has changed.
+    /// Goes on from a saved progress, whose [`Mode`] must be the same. The settings stay; a rate below [`min_lr`](Self::min_lr) is
+    /// raised to it. After an error nothing has changed.
     pub fn restore(&mut self, state: PlateauState) -> Result<()> {
         not_negative("ReduceOnPlateau: state.lr", state.lr)?;
         if state.best.is_nan() {
             let (name, expected) = ("ReduceOnPlateau: state.best".to_owned(), "a number or an infinity");
             return Err(Error::HyperParameter { name, expected, got: state.best.to_string() });
         }
-        self.state = state;
+        if let Some(mode) = state.mode.filter(|&mode| mode != self.mode) {
+            let name = "ReduceOnPlateau: state.mode".to_owned();
+            let expected = "that of the plateau which goes on: a best metric of one mode says nothing in the other";
+            return Err(Error::HyperParameter { name, expected, got: format!("{mode:?}") });
+        }
+        self.state = PlateauState { lr: state.lr.max(self.min_lr.min(self.initial_lr)), mode: None, ..state };
         Ok(())
     }
 }
