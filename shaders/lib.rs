@@ -72,24 +72,31 @@ impl Moments {
 /// The layer-wise trust ratio: `terms` and `finish` for [`Norms::Trust`]. It needs [`PRELUDE`].
 pub const LARS: &str = include_str!("rules/lars.wgsl");
 
+/// The source of a rule that needs `moving_average`.
+macro_rules! averaging {
+    ($rule:literal) => {
+        concat!(include_str!("moving_average.wgsl"), "\n", include_str!($rule))
+    };
+}
+
 /// Every rule's name and source; of those that only wrap another there is none.
 pub const RULES: &[(&str, &str)] = &[
     ("ada_factor", include_str!("rules/ada_factor.wgsl")),
     ("ada_max", include_str!("rules/ada_max.wgsl")),
     ("adadelta", include_str!("rules/adadelta.wgsl")),
     ("adagrad", include_str!("rules/adagrad.wgsl")),
-    ("adam", include_str!("rules/adam.wgsl")),
+    ("adam", averaging!("rules/adam.wgsl")),
     ("adam_weight_decay", include_str!("rules/adam_weight_decay.wgsl")),
-    ("adamw", include_str!("rules/adamw.wgsl")),
-    ("adan", include_str!("rules/adan.wgsl")),
+    ("adamw", averaging!("rules/adamw.wgsl")),
+    ("adan", averaging!("rules/adan.wgsl")),
     ("asgd", include_str!("rules/asgd.wgsl")),
     ("ftrl", include_str!("rules/ftrl.wgsl")),
     ("lamb", include_str!("rules/lamb.wgsl")),
     ("lion", include_str!("rules/lion.wgsl")),
     ("momentum", include_str!("rules/momentum.wgsl")),
-    ("nadam", include_str!("rules/nadam.wgsl")),
+    ("nadam", averaging!("rules/nadam.wgsl")),
     ("proximal_adagrad", include_str!("rules/proximal_adagrad.wgsl")),
-    ("radam", include_str!("rules/radam.wgsl")),
+    ("radam", averaging!("rules/radam.wgsl")),
     ("rms_prop", include_str!("rules/rms_prop.wgsl")),
     ("rprop", include_str!("rules/rprop.wgsl")),
     ("sgd", include_str!("rules/sgd.wgsl")),

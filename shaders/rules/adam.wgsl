@@ -5,18 +5,18 @@ struct Step {
     alpha: f32,
     beta1: f32,
     one_minus_beta1: f32,
+    beta2: f32,
     one_minus_beta2: f32,
     eps: f32,
     nesterov: u32,
     pad0: u32,
-    pad1: u32,
 }
 
 fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
     // (1) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (2) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (3) d ← m;  nesterov: d ← β₁ · m + (1 − β₁) · g
     var d = *m;
     if (s.nesterov != 0u) {
@@ -30,9 +30,9 @@ fn update_amsgrad(
     s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>, vhat: ptr<function, f32>
 ) {
     // (1) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (2) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (5) v̂ ← max(v̂, v)
     if (*v > *vhat) {
         *vhat = *v;

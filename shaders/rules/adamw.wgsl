@@ -3,21 +3,21 @@
 struct Step {
     decay: f32,
     alpha: f32,
+    beta1: f32,
     one_minus_beta1: f32,
+    beta2: f32,
     one_minus_beta2: f32,
     eps: f32,
     pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
     // (1) p ← p − γ λ · p
     *p = *p - s.decay * *p;
     // (2) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (3) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (4) p ← p − α · m / (√v + ε′)
     *p = *p - s.alpha * *m / (sqrt(*v) + s.eps);
 }
@@ -28,9 +28,9 @@ fn update_amsgrad(
     // (1) p ← p − γ λ · p
     *p = *p - s.decay * *p;
     // (2) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (3) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (5) v̂ ← max(v̂, v)
     if (*v > *vhat) {
         *vhat = *v;

@@ -1,9 +1,11 @@
 // Adan. The equations: optim-core/src/rules/adan.rs. The twin: optim-cpu/src/rules/adan.rs.
 
 struct Step {
+    beta1: f32,
     one_minus_beta1: f32,
     beta2: f32,
     one_minus_beta2: f32,
+    beta3: f32,
     one_minus_beta3: f32,
     alpha: f32,
     kappa: f32,
@@ -11,8 +13,6 @@ struct Step {
     decay: f32,
     decay_after: f32,
     first: u32,
-    pad0: u32,
-    pad1: u32,
 }
 
 fn update(
@@ -30,13 +30,13 @@ fn update(
         delta = 0.0;
     }
     // (2) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (3) v ← v + (1 − β₂) (δ − v)
-    *v = *v + s.one_minus_beta2 * (delta - *v);
+    moving_average(v, delta, s.beta2, s.one_minus_beta2);
     // (4) u ← g + β₂ · δ
     let u = g + s.beta2 * delta;
     // (5) n ← n + (1 − β₃) (u² − n)
-    *n = *n + s.one_minus_beta3 * (u * u - *n);
+    moving_average(n, u * u, s.beta3, s.one_minus_beta3);
     // (6) q ← g
     *q = g;
     // (7) p ← p − γ λ · p

@@ -566,6 +566,11 @@ fn sum_of_squares(g: &[f32], pre: f32) -> f32 {
     row_sum(slices.len(), |i| slices[i])
 }
 
+/// `β m + (1 − β) x`, in the order that is right for this `β`.
+fn averaged(m: f32, x: f32, beta: f32, rest: f32) -> f32 {
+    if beta < 0.5 { beta * m + rest * x } else { m + rest * (x - m) }
+}
+
 /// The rule: the element's new value; its slots are updated in place.
 fn updated(rule: &Rule, record: &Record, p: f32, g: f32, slots: &mut [f32]) -> f32 {
     let s = record.scalars.floats();
@@ -583,24 +588,24 @@ fn updated(rule: &Rule, record: &Record, p: f32, g: f32, slots: &mut [f32]) -> f
             p - s[0] * d
         }
         ("adam", "update", [m, v]) => {
-            *m = *m + s[2] * (g - *m);
-            *v = *v + s[3] * (g * g - *v);
-            let d = if words[5] != 0 { s[1] * *m + s[2] * g } else { *m };
-            p - s[0] * d / (v.sqrt() + s[4])
+            *m = averaged(*m, g, s[1], s[2]);
+            *v = averaged(*v, g * g, s[3], s[4]);
+            let d = if words[6] != 0 { s[1] * *m + s[2] * g } else { *m };
+            p - s[0] * d / (v.sqrt() + s[5])
         }
         ("adam", "update_amsgrad", [m, v, vhat]) => {
-            *m = *m + s[2] * (g - *m);
-            *v = *v + s[3] * (g * g - *v);
+            *m = averaged(*m, g, s[1], s[2]);
+            *v = averaged(*v, g * g, s[3], s[4]);
             if *v > *vhat {
                 *vhat = *v;
             }
-            p - s[0] * *m / (vhat.sqrt() + s[4])
+            p - s[0] * *m / (vhat.sqrt() + s[5])
         }
         ("adamw", "update", [m, v]) => {
             let p = p - s[0] * p;
-            *m = *m + s[2] * (g - *m);
-            *v = *v + s[3] * (g * g - *v);
-            p - s[1] * *m / (v.sqrt() + s[4])
+            *m = averaged(*m, g, s[2], s[3]);
+            *v = averaged(*v, g * g, s[4], s[5]);
+            p - s[1] * *m / (v.sqrt() + s[6])
         }
         ("lion", "update", [m]) => {
             let c = s[1] * *m + s[2] * g;
@@ -636,15 +641,15 @@ fn updated(rule: &Rule, record: &Record, p: f32, g: f32, slots: &mut [f32]) -> f
             if d == 0.0 { p } else { p - s[0] * g / d }
         }
         ("adan", "update", [m, v, n, q]) => {
-            let delta = if words[9] != 0 { 0.0 } else { g - *q };
-            *m = *m + s[0] * (g - *m);
-            *v = *v + s[2] * (delta - *v);
-            let u = g + s[1] * delta;
-            *n = *n + s[3] * (u * u - *n);
+            let delta = if words[11] != 0 { 0.0 } else { g - *q };
+            *m = averaged(*m, g, s[0], s[1]);
+            *v = averaged(*v, delta, s[2], s[3]);
+            let u = g + s[2] * delta;
+            *n = averaged(*n, u * u, s[4], s[5]);
             *q = g;
-            let p = p - s[7] * p;
-            let p = p - (s[4] * *m + s[5] * *v) / (n.sqrt() + s[6]);
-            p - s[8] * p
+            let p = p - s[9] * p;
+            let p = p - (s[6] * *m + s[7] * *v) / (n.sqrt() + s[8]);
+            p - s[10] * p
         }
         (source, entry, slots) => {
             unreachable!("{source}, {entry} with {} slots is not the naive engine's", slots.len())

@@ -46,7 +46,9 @@ impl Plain {
     }
 
     fn step(&mut self, t: u64, g: &[f32]) {
-        let [alpha, _, one_minus_beta1, one_minus_beta2, eps, ..] = Scalars::at(t)[..] else { panic!("Adam's Step") };
+        let [alpha, _, one_minus_beta1, _, one_minus_beta2, eps, ..] = Scalars::at(t)[..] else {
+            panic!("Adam's Step")
+        };
         let [alpha, one_minus_beta1, one_minus_beta2, eps] =
             [alpha, one_minus_beta1, one_minus_beta2, eps].map(f32::from_bits);
         for (((p, &g), m), v) in self.p.iter_mut().zip(g).zip(&mut self.m).zip(&mut self.v) {

@@ -3,7 +3,7 @@
 use optim_tests::tolerance::{CONTROL_BOUND, JUDGE, JUDGE_FACTORED};
 use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, STACKS, Setup, Target, compare, on_every_backend, reference};
 use optimizers::rule::Passes;
-use optimizers::{Lars, Momentum, Rule};
+use optimizers::{Adam, AdamW, Adan, Lars, Momentum, NAdam, RAdam, Rule};
 
 /// Trains a problem on the backend and by the judge; gives the worst error.
 fn error(setup: &Setup, problem: &Problem, target: Target) -> f64 {
@@ -42,6 +42,30 @@ on_every_backend! {
             for rule in Rule::all() {
                 error(&Setup::new(&rule, 1e-2), &problem, target);
                 error(&Setup { rule, groups: vec![(1e-2, 0.1)], loss_scale: 1000.0 }, &problem, target);
+            }
+        }
+    }
+
+    /// Means that forget at once, or almost, of gradients of very different sizes.
+    fn short_memories(target) {
+        let mut problem = Problem::new(AWKWARD, 6, 9);
+        for (step, gradients) in problem.gradients.iter_mut().enumerate() {
+            let size = [1e3_f32, 1e-4, 1.0, 1e-5, 1e4, 1e-3][step];
+            gradients.iter_mut().flatten().flatten().for_each(|g| *g *= size);
+        }
+        for beta in [0.0, 1e-6, 1e-3, 0.1, 0.4] {
+            for beta1 in [beta, 0.9] {
+                let rules: [Rule; 6] = [
+                    Adam { beta1, beta2: beta, ..Adam::torch() }.into(),
+                    Adam { beta1, beta2: beta, use_amsgrad: true, ..Adam::torch() }.into(),
+                    AdamW { beta1, beta2: beta, ..AdamW::default() }.into(),
+                    NAdam { beta1, beta2: beta, ..NAdam::default() }.into(),
+                    RAdam { beta1, beta2: beta, ..RAdam::default() }.into(),
+                    Adan { beta1, beta2: beta, beta3: beta, ..Adan::default() }.into(),
+                ];
+                for rule in rules {
+                    error(&Setup::new(&rule, 1e-3), &problem, target);
+                }
             }
         }
     }

@@ -65,6 +65,7 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
                 ("alpha", Near(at.lr / correction1 * correction2.sqrt())),
                 ("beta1", Float(*beta1)),
                 ("one_minus_beta1", Float(1.0 - *beta1)),
+                ("beta2", Float(*beta2)),
                 ("one_minus_beta2", Float(1.0 - *beta2)),
                 ("eps", Near(*eps * correction2.sqrt())),
                 ("nesterov", Flag(*use_nesterov)),
@@ -76,6 +77,7 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
             ("alpha", Near(at.lr * (1.0 - beta2_power).sqrt() / (1.0 - beta1_power))),
             ("beta1", Float(*beta1)),
             ("one_minus_beta1", Float(1.0 - rounded(*beta1))),
+            ("beta2", Float(*beta2)),
             ("one_minus_beta2", Float(1.0 - rounded(*beta2))),
             ("eps", Float(*eps)),
             ("nesterov", Flag(*use_nesterov)),
@@ -94,7 +96,9 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
             vec![
                 ("decay", Float(at.lr * at.weight_decay)),
                 ("alpha", Near(at.lr / correction1 * correction2.sqrt())),
+                ("beta1", Float(*beta1)),
                 ("one_minus_beta1", Float(1.0 - *beta1)),
+                ("beta2", Float(*beta2)),
                 ("one_minus_beta2", Float(1.0 - *beta2)),
                 ("eps", Near(*eps * correction2.sqrt())),
             ]
@@ -118,7 +122,9 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
             let (now, next) = (momentum(at.t), momentum(at.t + 1));
             vec![
                 ("decay", Float(at.lr * at.weight_decay)),
+                ("beta1", Float(*beta1)),
                 ("one_minus_beta1", Float(1.0 - *beta1)),
+                ("beta2", Float(*beta2)),
                 ("one_minus_beta2", Float(1.0 - *beta2)),
                 ("alpha", Near(rate * next / (1.0 - product * next))),
                 ("kappa", Near(rate * (1.0 - now) / (1.0 - product))),
@@ -136,7 +142,9 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
             }
             vec![
                 ("decay", Float(at.lr * at.weight_decay)),
+                ("beta1", Float(*beta1)),
                 ("one_minus_beta1", Float(1.0 - *beta1)),
+                ("beta2", Float(*beta2)),
                 ("one_minus_beta2", Float(1.0 - *beta2)),
                 ("alpha", Near(alpha)),
                 ("eps", Float(*eps)),
@@ -155,9 +163,11 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
             let root = correction(*beta3, at.t).sqrt();
             let decay = at.lr * at.weight_decay;
             vec![
+                ("beta1", Float(*beta1)),
                 ("one_minus_beta1", Float(1.0 - *beta1)),
                 ("beta2", Float(*beta2)),
                 ("one_minus_beta2", Float(1.0 - *beta2)),
+                ("beta3", Float(*beta3)),
                 ("one_minus_beta3", Float(1.0 - *beta3)),
                 ("alpha", Near(at.lr / correction(*beta1, at.t) * root)),
                 ("kappa", Near(at.lr * beta2 / correction(*beta2, at.t) * root)),

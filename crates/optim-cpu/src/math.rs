@@ -5,6 +5,18 @@ use optim_core::format::BLOCK;
 
 use crate::kernel::Aligned;
 
+/// `m ← β m + (1 − β) x`, as a change of `m` where `β` is near 1: the last bits of `β` would be missed otherwise. Where `β` is small,
+/// that would lose `x` beside a much larger `m`. The twin: `shaders/moving_average.wgsl`.
+#[allow(clippy::assign_op_pattern, reason = "reads like its WGSL twin")]
+#[inline(always)]
+pub(crate) fn moving_average(m: &mut f32, x: f32, beta: f32, one_minus_beta: f32) {
+    if beta < 0.5 {
+        *m = beta * *m + one_minus_beta * x;
+    } else {
+        *m = *m + one_minus_beta * (x - *m);
+    }
+}
+
 /// The exponent of [`power`]: `y` itself, and as `high + low`, where `high` is a multiple of 1/4096.
 #[derive(Clone, Copy)]
 pub(crate) struct Exponent {

@@ -126,6 +126,8 @@ step_scalars! {
     beta1: f32,
     /// `1 − β₁`
     one_minus_beta1: f32,
+    /// `β₂`
+    beta2: f32,
     /// `1 − β₂`
     one_minus_beta2: f32,
     /// `ε`, as it is added to `√v`
@@ -134,8 +136,6 @@ step_scalars! {
     nesterov: u32,
     /// fills 32 bytes
     pad0: u32,
-    /// fills 32 bytes
-    pad1: u32,
 }
 
 /// MindSpore's range of the hyper-parameters. For each rule with these three.
@@ -159,6 +159,11 @@ pub(crate) fn validate_eps(rule: &str, eps: f64) -> Result<()> {
     check(&format!("{rule}.eps"), "finite and > 0", eps, |x| x.is_finite() && x > 0.0)
 }
 
+/// `ε′`, which is not 0 either.
+pub(crate) fn corrected(eps: f64, correction: f64) -> f64 {
+    (eps * correction).max(f32::MIN_POSITIVE.into())
+}
+
 /// MindSpore's slots, of each rule with this kernel.
 pub(crate) fn slots() -> Vec<Slot> {
     vec![Slot::narrow("moment1", 0.0, Code8::Signed), Slot::narrow("moment2", 0.0, Code8::Positive)]
@@ -175,11 +180,11 @@ fn step(at: &At, [beta1, beta2]: [f64; 2], powers: [f64; 2], eps: f64, nesterov:
         alpha: single(alpha),
         beta1: single(beta1),
         one_minus_beta1: single(1.0 - beta1),
+        beta2: single(beta2),
         one_minus_beta2: single(1.0 - beta2),
         eps: single(eps),
         nesterov: u32::from(nesterov),
         pad0: 0,
-        pad1: 0,
     })
 }
 
@@ -228,7 +233,7 @@ impl UpdateRule for Adam {
         let Self { beta1, beta2, eps, use_nesterov, .. } = *self;
         if self.corrected_eps {
             let powers = [power(beta1, at.t), power(beta2, at.t)];
-            return step(at, [beta1, beta2], powers, eps * (1.0 - powers[1]).sqrt(), use_nesterov);
+            return step(at, [beta1, beta2], powers, corrected(eps, (1.0 - powers[1]).sqrt()), use_nesterov);
         }
         scalars(at, beta1, beta2, eps, use_nesterov)
     }

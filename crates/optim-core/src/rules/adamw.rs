@@ -85,18 +85,18 @@ step_scalars! {
     decay: f32,
     /// `α`: the rate with the bias corrections
     alpha: f32,
+    /// `β₁`
+    beta1: f32,
     /// `1 − β₁`
     one_minus_beta1: f32,
+    /// `β₂`
+    beta2: f32,
     /// `1 − β₂`
     one_minus_beta2: f32,
     /// `ε′`
     eps: f32,
     /// fills 32 bytes
     pad0: u32,
-    /// fills 32 bytes
-    pad1: u32,
-    /// fills 32 bytes
-    pad2: u32,
 }
 
 impl UpdateRule for AdamW {
@@ -134,12 +134,12 @@ impl UpdateRule for AdamW {
         StepScalars::new(&Step {
             decay: single(at.lr * at.weight_decay),
             alpha: single(at.lr * correction / (1.0 - power(beta1, at.t))),
+            beta1: single(beta1),
             one_minus_beta1: single(1.0 - beta1),
+            beta2: single(beta2),
             one_minus_beta2: single(1.0 - beta2),
-            eps: single(eps * correction),
+            eps: single(adam::corrected(eps, correction)),
             pad0: 0,
-            pad1: 0,
-            pad2: 0,
         })
     }
 

@@ -94,12 +94,16 @@ impl Adan {
 config!(Adan);
 
 step_scalars! {
+    /// `β₁`
+    beta1: f32,
     /// `1 − β₁`
     one_minus_beta1: f32,
     /// `β₂`
     beta2: f32,
     /// `1 − β₂`
     one_minus_beta2: f32,
+    /// `β₃`
+    beta3: f32,
     /// `1 − β₃`
     one_minus_beta3: f32,
     /// `α`: the rate of the mean
@@ -114,10 +118,6 @@ step_scalars! {
     decay_after: f32,
     /// 1 at a parameter's first update, else 0
     first: u32,
-    /// fills 48 bytes
-    pad0: u32,
-    /// fills 48 bytes
-    pad1: u32,
 }
 
 impl UpdateRule for Adan {
@@ -154,18 +154,18 @@ impl UpdateRule for Adan {
         let rate = at.lr * (1.0 - power(beta3, at.t)).sqrt();
         let decay = at.lr * at.weight_decay;
         StepScalars::new(&Step {
+            beta1: single(beta1),
             one_minus_beta1: single(1.0 - beta1),
             beta2: single(beta2),
             one_minus_beta2: single(1.0 - beta2),
+            beta3: single(beta3),
             one_minus_beta3: single(1.0 - beta3),
             alpha: single(rate / (1.0 - power(beta1, at.t))),
             kappa: single(rate * beta2 / (1.0 - power(beta2, at.t))),
-            eps: single(eps * (1.0 - power(beta3, at.t)).sqrt()),
+            eps: single(adam::corrected(eps, (1.0 - power(beta3, at.t)).sqrt())),
             decay: if self.no_prox { single(decay) } else { 0.0 },
             decay_after: if self.no_prox { 0.0 } else { single(decay / (1.0 + decay)) },
             first: u32::from(at.first),
-            pad0: 0,
-            pad1: 0,
         })
     }
 

@@ -106,8 +106,12 @@ config!(NAdam);
 step_scalars! {
     /// `γ λ`
     decay: f32,
+    /// `β₁`
+    beta1: f32,
     /// `1 − β₁`
     one_minus_beta1: f32,
+    /// `β₂`
+    beta2: f32,
     /// `1 − β₂`
     one_minus_beta2: f32,
     /// `α`: the rate of the mean
@@ -116,10 +120,6 @@ step_scalars! {
     kappa: f32,
     /// `ε′`
     eps: f32,
-    /// fills 32 bytes
-    pad0: u32,
-    /// fills 32 bytes
-    pad1: u32,
 }
 
 impl UpdateRule for NAdam {
@@ -150,13 +150,13 @@ impl UpdateRule for NAdam {
         let correction = (1.0 - power(self.beta2, at.t)).sqrt();
         StepScalars::new(&Step {
             decay: single(at.lr * at.weight_decay),
+            beta1: single(self.beta1),
             one_minus_beta1: single(1.0 - self.beta1),
+            beta2: single(self.beta2),
             one_minus_beta2: single(1.0 - self.beta2),
             alpha: single(at.lr * correction * mu_next / (1.0 - product * mu_next)),
             kappa: single(at.lr * correction * (1.0 - mu) / (1.0 - product)),
-            eps: single(self.eps * correction),
-            pad0: 0,
-            pad1: 0,
+            eps: single(adam::corrected(self.eps, correction)),
         })
     }
 

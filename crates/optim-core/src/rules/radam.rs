@@ -94,8 +94,12 @@ config!(RAdam);
 step_scalars! {
     /// `γ λ`
     decay: f32,
+    /// `β₁`
+    beta1: f32,
     /// `1 − β₁`
     one_minus_beta1: f32,
+    /// `β₂`
+    beta2: f32,
     /// `1 − β₂`
     one_minus_beta2: f32,
     /// `α`: the rate with the bias corrections and `r`
@@ -104,10 +108,6 @@ step_scalars! {
     eps: f32,
     /// 1 if rectified, else 0
     rectified: u32,
-    /// fills 32 bytes
-    pad0: u32,
-    /// fills 32 bytes
-    pad1: u32,
 }
 
 impl UpdateRule for RAdam {
@@ -135,13 +135,13 @@ impl UpdateRule for RAdam {
         let rectification = self.rectification(at.t);
         StepScalars::new(&Step {
             decay: single(at.lr * at.weight_decay),
+            beta1: single(self.beta1),
             one_minus_beta1: single(1.0 - self.beta1),
+            beta2: single(self.beta2),
             one_minus_beta2: single(1.0 - self.beta2),
             alpha: single(at.lr * rectification.unwrap_or(1.0) / (1.0 - power(self.beta1, at.t))),
             eps: single(self.eps),
             rectified: u32::from(rectification.is_some()),
-            pad0: 0,
-            pad1: 0,
         })
     }
 

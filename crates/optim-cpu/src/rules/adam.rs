@@ -4,13 +4,14 @@
 use optim_core::rules::adam::Step;
 
 use crate::kernel::elementwise;
+use crate::math::moving_average;
 
 #[inline(always)]
 fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
     // (1) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (2) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (3) d ← m;  nesterov: d ← β₁ · m + (1 − β₁) · g
     let mut d = *m;
     if s.nesterov != 0 {
@@ -23,9 +24,9 @@ fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
 #[inline(always)]
 fn update_amsgrad(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, vhat: &mut f32) {
     // (1) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (2) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (5) v̂ ← max(v̂, v)
     if *v > *vhat {
         *vhat = *v;

@@ -3,15 +3,16 @@
 use optim_core::rules::adamw::Step;
 
 use crate::kernel::elementwise;
+use crate::math::moving_average;
 
 #[inline(always)]
 fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
     // (1) p ← p − γ λ · p
     *p = *p - s.decay * *p;
     // (2) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (3) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (4) p ← p − α · m / (√v + ε′)
     *p = *p - s.alpha * *m / (v.sqrt() + s.eps);
 }
@@ -21,9 +22,9 @@ fn update_amsgrad(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, vhat:
     // (1) p ← p − γ λ · p
     *p = *p - s.decay * *p;
     // (2) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (3) v ← v + (1 − β₂) (g² − v)
-    *v = *v + s.one_minus_beta2 * (g * g - *v);
+    moving_average(v, g * g, s.beta2, s.one_minus_beta2);
     // (5) v̂ ← max(v̂, v)
     if *v > *vhat {
         *vhat = *v;

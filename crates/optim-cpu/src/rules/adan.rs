@@ -3,6 +3,7 @@
 use optim_core::rules::adan::Step;
 
 use crate::kernel::elementwise;
+use crate::math::moving_average;
 
 #[inline(always)]
 fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, n: &mut f32, q: &mut f32) {
@@ -12,13 +13,13 @@ fn update(s: &Step, p: &mut f32, g: f32, m: &mut f32, v: &mut f32, n: &mut f32, 
         delta = 0.0;
     }
     // (2) m ← m + (1 − β₁) (g − m)
-    *m = *m + s.one_minus_beta1 * (g - *m);
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (3) v ← v + (1 − β₂) (δ − v)
-    *v = *v + s.one_minus_beta2 * (delta - *v);
+    moving_average(v, delta, s.beta2, s.one_minus_beta2);
     // (4) u ← g + β₂ · δ
     let u = g + s.beta2 * delta;
     // (5) n ← n + (1 − β₃) (u² − n)
-    *n = *n + s.one_minus_beta3 * (u * u - *n);
+    moving_average(n, u * u, s.beta3, s.one_minus_beta3);
     // (6) q ← g
     *q = g;
     // (7) p ← p − γ λ · p
