@@ -12,8 +12,12 @@ fn terms(p: f32, g: f32) -> vec3<f32> {
 fn finish(s: Trust, shaping: ptr<function, Shaping>, sums: vec3<f32>) {
     let p_norm = sqrt(sums[0]);
     let g_norm = sqrt(sums[1]);
-    // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)
-    var r = s.coefficient * p_norm / (s.weight_decay * p_norm + g_norm + s.epsilon);
+    // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε); 0 where that is 0
+    let scale = s.weight_decay * p_norm + g_norm + s.epsilon;
+    var r = s.coefficient * p_norm / scale;
+    if (scale == 0.0) {
+        r = 0.0;
+    }
     // (2) r ← min(max(r / γ, 0), 1); 1 where γ = 0 and r > 0
     if (s.clip < UNCLIPPED && r > 0.0) {
         if (s.clip < 0.0) {

@@ -3,7 +3,7 @@
 use optim_tests::tolerance::{CONTROL_BOUND, JUDGE, JUDGE_FACTORED};
 use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, STACKS, Setup, Target, compare, on_every_backend, reference};
 use optimizers::rule::Passes;
-use optimizers::{Adam, AdamW, Adan, Lars, Momentum, NAdam, RAdam, Rule};
+use optimizers::{Adam, AdamW, Adan, Builder, Lars, Momentum, NAdam, Parameter, RAdam, Rule};
 
 /// Trains a problem on the backend and by the judge; gives the worst error.
 fn error(setup: &Setup, problem: &Problem, target: Target) -> f64 {
@@ -67,6 +67,28 @@ on_every_backend! {
                     error(&Setup::new(&rule, 1e-3), &problem, target);
                 }
             }
+        }
+    }
+
+    /// What divides is never 0: neither the least ε, corrected, nor what LARS divides by without ε.
+    fn nothing_is_divided_by_nothing(target) {
+        let eps = 1e-44;
+        let rules: [Rule; 5] = [
+            Lars { epsilon: 0.0, ..Lars::new(Momentum::new(0.1, 0.9)) }.into(),
+            Adam { eps, ..Adam::torch() }.into(),
+            AdamW { eps, ..AdamW::default() }.into(),
+            NAdam { eps, ..NAdam::default() }.into(),
+            Adan { eps, ..Adan::default() }.into(),
+        ];
+        for rule in rules {
+            let parameters = ["a", "b"].map(|name| Parameter::new(name, [2]));
+            let mut optimizer = Builder::new(rule.clone()).params(parameters).weight_decay(0.0).build(target).unwrap();
+            let (mut a, mut b, zeros) = ([1.0_f32; 2], [0.0_f32; 2], [0.0_f32; 2]);
+            for _ in 0..2 {
+                let report = optimizer.step(&mut [(&mut a).into(), (&mut b).into()], &[(&zeros).into(), (&zeros).into()]);
+                assert!(report.unwrap().applied(), "{rule:?}");
+            }
+            assert_eq!((a, b), ([1.0; 2], [0.0; 2]), "{rule:?}");
         }
     }
 

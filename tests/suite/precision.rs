@@ -773,7 +773,7 @@ fn bad_settings() {
         (lars().clip_adaptive(0.01, 1e-3), "clip_adaptive"),
         (builder().ema(1.0), "ema.decay"),
         (builder().ema(-0.1), "ema.decay"),
-        (builder().ema(1.0 - 1e-12), "ema.decay"),
+        (builder().ema(nan), "ema.decay"),
         (fixed(0.5), "FixedLossScale.loss_scale"),
         (fixed(nan), "FixedLossScale.loss_scale"),
         (

@@ -201,7 +201,7 @@ fn expected(rule: &Rule, at: &At) -> Vec<(&'static str, Expected)> {
         }
         Rule::RmsProp(RmsProp { decay, momentum, epsilon, eps_outside, lr_outside, .. }) => vec![
             ("decay", Float(*decay)),
-            ("one_minus_decay", Float(1.0 - rounded(*decay))),
+            ("one_minus_decay", Float(1.0 - if *eps_outside && *lr_outside { *decay } else { rounded(*decay) })),
             ("momentum", Float(*momentum)),
             ("eps_inside", Float(if *eps_outside { 0.0 } else { *epsilon })),
             ("eps_outside", Float(if *eps_outside { *epsilon } else { 0.0 })),
@@ -310,6 +310,8 @@ fn of_every_rule() {
     rules.push(Adam { beta1: 0.5, beta2: 0.7, eps: 0.1, ..Adam::torch() }.into());
     rules.push(NAdam { beta1: 0.99, beta2: 0.5, momentum_decay: 0.0, ..NAdam::default() }.into());
     rules.push(NAdam { beta1: 0.5, momentum_decay: 0.7, ..NAdam::default() }.into());
+    rules.push(NAdam { beta1: 0.9999, momentum_decay: 10.0, ..NAdam::default() }.into());
+    rules.push(RmsProp { decay: 0.9999, ..RmsProp::torch() }.into());
     // The limit of ρ is 5: never rectified.
     rules.push(RAdam { beta2: 2.0 / 3.0, ..RAdam::default() }.into());
     rules.push(RAdam { beta2: 0.6, ..RAdam::default() }.into());

@@ -17,7 +17,7 @@ pub(super) struct RmsProp {
 impl RmsProp {
     pub(super) fn new(config: &optimizers::RmsProp, len: usize) -> Self {
         Self {
-            decay: single(config.decay),
+            decay: if config.eps_outside && config.lr_outside { config.decay } else { single(config.decay) },
             momentum: single(config.momentum),
             epsilon: single(config.epsilon),
             centered: config.centered,

@@ -22,7 +22,8 @@ use crate::{Rate, Result};
 /// ```
 ///
 /// # Differences
-/// - **PyTorch** `torch.optim.Adadelta`: the same formulas and defaults.
+/// - **PyTorch** `torch.optim.Adadelta`: the same formulas and defaults, but `ρ` is rounded to `f32` before `1 − ρ` is formed, as in
+///   MindSpore: that changes `1 − ρ` by up to 3e-8, with a `ρ` of 0.999 by 1.3e-5 of itself.
 /// - **MindSpore** has it from 2.x on. It divides 0 by 0 where `ε`, `a` and `g` are 0; here nothing changes then.
 ///
 /// ```

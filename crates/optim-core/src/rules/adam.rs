@@ -44,8 +44,8 @@ use crate::{Error, Rate, Result};
 /// - The place of `ε` matters most at the beginning: MindSpore's, which is that of section 2 of the paper, weighs
 ///   `√(1 − β₂ᵗ)` of PyTorch's; a 32nd at the first update.
 /// - `t` counts the optimizer's updates; PyTorch counts each parameter's.
-/// - **MindSpore**: `β₁ᵗ` and `β₂ᵗ` are running products in `f32` as there, which matters for the early updates: with exact
-///   powers, which the PyTorch preset has, they differ by up to 3e-5 of themselves. MindSpore 2.x ignores `use_nesterov`
+/// - **MindSpore**: `β₁ᵗ` and `β₂ᵗ` are running products in `f32` as there. With exact powers, which the PyTorch preset has, `1 − β₂ᵗ`
+///   would differ by up to 3e-5 of itself with the default `β₂`, and by ten times as much with each further 9 in it. MindSpore 2.x ignores `use_nesterov`
 ///   together with `use_amsgrad`; here that is an error.
 ///
 /// # Row-sparse gradients

@@ -24,7 +24,8 @@ use crate::{Rate, Result};
 /// p ← p − γ r u                                  (7)
 /// ```
 ///
-/// Note the two places of ε: inside the root in (4), outside in (6). So does MindSpore.
+/// Note the two places of ε: inside the root in (4), outside in (6). So does MindSpore. A norm that is not a number counts as 0 in (5):
+/// the elements whose gradients are numbers then move by the plain step.
 ///
 /// # Differences
 /// - **MindSpore 1.5** counts `t` one too high with a dynamic rate, and its norm in (4) holds the decay of parameters that do not

@@ -16,7 +16,7 @@ use crate::{Error, Parameter, Rate, Result, Rule};
 /// whole tensor:
 ///
 /// ```text
-/// r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)                  (1)
+/// r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)                  (1)    0 where what it is divided by is 0
 /// r ← min(max(r / γ, 0), 1)                      (2)    only with use_clip; 1 where γ = 0 and r > 0
 /// g ← r (g + δ p)                                (3)    then the inner rule, without decay of its own
 /// ```

@@ -22,8 +22,8 @@ use crate::{Rate, Result};
 /// whichever rows it lists.
 ///
 /// # Differences
-/// - **PyTorch** `torch.optim.SparseAdam` is the same idea with `ε` beside the corrected root (see
-///   [`Adam::torch`](crate::Adam::torch)), no nesterov and no decay.
+/// - **PyTorch** `torch.optim.SparseAdam`: the same formula, the place of `ε` included, without nesterov and decay. `β₁` and `β₂` are
+///   not rounded to `f32` there, and `t` counts each parameter's updates.
 /// - **MindSpore**: the same; its `weight_decay` must be a float.
 ///
 /// ```

@@ -83,16 +83,20 @@ impl NAdam {
 
     /// `μₜ`, `μₜ₊₁` and `Πₜ`.
     ///
-    /// `μᵢ < β₁`, so the product is soon far below what `1 − Πₜ` can show. There the loop ends: with the defaults
-    /// after 59 turns, and never after more than `46 / ln(1 / β₁)`.
+    /// `μᵢ < β₁`, so the product is soon far below what `1 − Πₜ` can show. There the loop ends, with the defaults after 59 turns; or
+    /// where `μᵢ` has become `β₁`.
     fn momenta(&self, t: u64) -> (f64, f64, f64) {
         let fading = 0.96_f64.powf(self.momentum_decay);
         let mu = |power: f64| self.beta1 * (1.0 - 0.5 * power);
         let (mut product, mut faded) = (1.0, 1.0);
-        for _ in 0..t {
+        for i in 0..t {
             faded *= fading;
             product *= mu(faded);
             if product < 1e-20 {
+                break;
+            }
+            if faded < f64::EPSILON {
+                product *= power(self.beta1, t - i - 1);
                 break;
             }
         }

@@ -48,7 +48,7 @@ pub struct RmsProp {
     /// `γ`, finite and ≥ 0. Default 0.1 (MindSpore's; PyTorch's is 0.01). Trap: with PyTorch's other settings 0.1 is
     /// too large.
     pub lr: Rate,
-    /// `ρ`, finite and ≥ 0. Default 0.9. Trap: PyTorch calls it `alpha`, with 0.99. A value above 1 makes `1 − ρ`
+    /// `ρ`, finite and ≥ 0, rounded to `f32` before `1 − ρ` is formed unless both `eps_outside` and `lr_outside` are set. Default 0.9. Trap: PyTorch calls it `alpha`, with 0.99. A value above 1 makes `1 − ρ`
     /// negative.
     pub decay: f64,
     /// `μ`, finite and ≥ 0. Default 0. Trap: with the rate inside `moment`, old steps keep the rate they were made
@@ -169,7 +169,8 @@ impl UpdateRule for RmsProp {
     }
 
     fn scalars(&self, at: &At) -> StepScalars {
-        let decay = rounded(self.decay);
+        // PyTorch keeps 1 − ρ as it is.
+        let decay = if self.eps_outside && self.lr_outside { self.decay } else { rounded(self.decay) };
         let (eps, lr) = (single(self.epsilon), single(at.lr));
         let (eps_inside, eps_outside) = if self.eps_outside { (0.0, eps) } else { (eps, 0.0) };
         let (lr_inside, lr_outside) = if self.lr_outside { (1.0, lr) } else { (lr, 1.0) };

@@ -22,8 +22,12 @@ fn terms(p: f32, g: f32) -> Sums {
 pub(crate) fn finish(s: &Trust, shaping: &mut Shaping, sums: Sums) {
     let p_norm = sums[0].sqrt();
     let g_norm = sums[1].sqrt();
-    // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε)
-    let mut r = s.coefficient * p_norm / (s.weight_decay * p_norm + g_norm + s.epsilon);
+    // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε); 0 where that is 0
+    let scale = s.weight_decay * p_norm + g_norm + s.epsilon;
+    let mut r = s.coefficient * p_norm / scale;
+    if scale == 0.0 {
+        r = 0.0;
+    }
     // (2) r ← min(max(r / γ, 0), 1); 1 where γ = 0 and r > 0
     if s.clip < Trust::UNCLIPPED && r > 0.0 {
         if s.clip < 0.0 {
