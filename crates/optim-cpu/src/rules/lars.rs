@@ -3,11 +3,7 @@
 use multiversion::multiversion;
 use optim_core::backend::{Shaping, Trust};
 
-use crate::arch::{SPAN, fetch_span};
 use crate::reduce::{Columns, Sums};
-
-/// Elements between those that are summed and those that are fetched.
-const AHEAD: usize = 1024;
 
 /// How many [`terms`] are not 0.
 pub(crate) const TERMS: usize = 2;
@@ -54,17 +50,9 @@ pub(crate) fn finish(s: &Trust, shaping: &mut Shaping, sums: Sums) {
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn measure(p: &[f32], g: &[f32], sums: &mut Columns) {
     let [first, second, _] = sums;
-    let n = p.len();
-    for span in (0..n).step_by(SPAN) {
-        let len = SPAN.min(n - span);
-        fetch_span(p, span + AHEAD);
-        fetch_span(g, span + AHEAD);
-        let (p, g) = (&p[span..][..len], &g[span..][..len]);
-        let (first, second) = (&mut first[span..][..len], &mut second[span..][..len]);
-        for i in 0..len {
-            let terms = terms(p[i], g[i]);
-            first[i] += terms[0];
-            second[i] += terms[1];
-        }
+    for (((p, g), first), second) in p.iter().zip(g).zip(first).zip(second) {
+        let terms = terms(*p, *g);
+        *first += terms[0];
+        *second += terms[1];
     }
 }
