@@ -1,8 +1,7 @@
 //! The naive engine: what an engine does, one element after the other in plain `f32` loops.
 //!
-//! It shares no code with the backends: only core's conversions ([`format`](mod@format)) and the guard's decision
-//! ([`decide`]), which define bits. It knows some of the elementwise rules, without a trust ratio; row-sparse
-//! gradients without what is done row by row.
+//! It shares no code with the backends: only core's conversions ([`format`](mod@format)), which define bits. It knows some of
+//! the elementwise rules, without a trust ratio; row-sparse gradients without what is done row by row.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,7 +9,7 @@ use optimizers::core::backend::{
     Element, FROZEN, Part, Plan, Progress, Record, RowList, Shaping, SlotFormat, Tensor, Update,
 };
 use optimizers::core::format::{self, BLOCK, Code8, Master};
-use optimizers::core::guard::{Control, Measured, Verdict, decide};
+use optimizers::core::guard::{Clip, Control, Guard, Skip, Verdict};
 use optimizers::core::{Backend, Engine};
 use optimizers::rule::{MAX_SLOTS, Slot, Sparse};
 use optimizers::{DType, Grad, ParamMut, Result, Rule, Values};
@@ -89,6 +88,15 @@ struct Gradient {
     measured: Vec<f32>,
     /// Of a row-sparse gradient: which elements are listed.
     listed: Option<Vec<bool>>,
+}
+
+/// What a guard measures of a gradient.
+#[derive(Debug, Clone, Copy, Default)]
+struct Measure {
+    /// The sum of the squares.
+    squares: f32,
+    /// Whether an element is not finite.
+    bad: bool,
 }
 
 /// What is kept for one parameter.
@@ -272,6 +280,78 @@ impl NaiveEngine {
         }
     }
 
+    /// What a guard decides: the record's last factor, or that nothing is updated; the next loss scale; the counters.
+    fn decide(&mut self, guard: &Guard, measures: &[Measure], records: &mut [Record]) -> Verdict {
+        let norm = row_sum(measures.len(), |i| measures[i].squares).sqrt();
+        let group_norm = |group: usize| {
+            let members = measures.iter().zip(&self.tensors).filter(|(_, tensor)| tensor.group == group);
+            members.fold(0.0, |sum, (measure, _)| sum + measure.squares).sqrt()
+        };
+        let group_norms: Vec<f32> = (0..self.groups).map(group_norm).collect();
+        let first_bad = measures.iter().position(|measure| measure.bad);
+        let skip = match first_bad {
+            Some(_) => Some(Skip::NotFinite),
+            None if !norm.is_finite() => Some(Skip::NormOverflow),
+            None => None,
+        };
+
+        let before = self.control;
+        let mut clip = 1.0;
+        for record in records {
+            if skip.is_some() {
+                record.shaping.flags |= Shaping::SKIP;
+                continue;
+            }
+            let owner = record.stages.owner as usize;
+            let own = match guard.clip {
+                Clip::Global => norm,
+                Clip::Group => group_norms[owner],
+                Clip::Parameter => measures[owner].squares.sqrt(),
+            };
+            record.shaping.factor *= 1.0 / before.scale;
+            let most = record.stages.max_norm;
+            if most > 0.0 && own > most {
+                record.shaping.factor *= most / own;
+                if guard.clip == Clip::Global {
+                    clip = most / own;
+                }
+            }
+        }
+
+        let Control { scale, current, last, bad, applied, skipped, .. } = &mut self.control;
+        if skip.is_some() {
+            *bad += 1;
+            *skipped += 1;
+        } else {
+            *bad = 0;
+            *applied += 1;
+        }
+        if let Some(scaler) = guard.scaler {
+            if skip.is_some() {
+                *scale = (*scale / scaler.factor).clamp(scaler.floor, scaler.cap);
+                *last = *current;
+            } else if (*current - *last) % scaler.window == 0 {
+                if *scale * scaler.factor <= scaler.cap {
+                    *scale *= scaler.factor;
+                }
+                *scale = scale.max(scaler.floor);
+            }
+        }
+        *current += 1;
+        let (applied, scale_before) = (before.applied, before.scale);
+        Verdict {
+            skip,
+            first_bad,
+            norm,
+            clip,
+            scale_before,
+            scale: *scale,
+            bad: *bad,
+            applied,
+            group_norms: group_norms.into(),
+        }
+    }
+
     /// One parameter's update.
     fn apply(&mut self, index: usize, rule: &Rule, record: &Record, gradient: &Gradient, param: &mut ParamMut<'_>) {
         let mut p = self.weights(index, param);
@@ -316,13 +396,11 @@ impl Engine for NaiveEngine {
             records = records[variant * guard.records..][..guard.records].to_vec();
             let pre = guard.factor * (1.0 / self.control.scale);
             let measure = |gradient: &Option<Gradient>| match gradient {
-                None => Measured::default(),
-                Some(g) => Measured { squares: sum_of_squares(&g.measured, pre), bad: u32::from(g.bad) },
+                None => Measure::default(),
+                Some(g) => Measure { squares: sum_of_squares(&g.measured, pre), bad: g.bad },
             };
-            let measured: Vec<_> = gradients.iter().map(measure).collect();
-            let groups: Vec<_> = self.tensors.iter().map(|tensor| u32::try_from(tensor.group).unwrap()).collect();
-            let mut norms = vec![0.0; self.groups].into();
-            verdict = Some(decide(guard, &mut self.control, &measured, &groups, &mut records, &mut norms));
+            let measures: Vec<_> = gradients.iter().map(measure).collect();
+            verdict = Some(self.decide(guard, &measures, &mut records));
         }
         for (index, gradient) in gradients.into_iter().enumerate() {
             let Some(gradient) = gradient else { continue };

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! measure   q = Σ (f · g)² and whether an element is not finite, for each parameter          f = factor / scale
-//! norms     of all parameters, and of each group: √ of the sum of q
+//! norms     of all parameters, and of each group: √ of the sum of q. Over all, lane l of 256 adds the l-th, the l + 256-th, …, then
+//!           lanes are added that are 128, 64, …, 1 apart; over a group, one parameter is added after the other
 //! decide    not finite: nothing changes but the loss scale and the counters
 //!           finite:     the record's factor becomes f, times max_norm / norm where the norm is larger
 //! ```
