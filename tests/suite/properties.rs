@@ -5,18 +5,17 @@ use optimizers::core::rule::Passes;
 use optimizers::{Builder, Error, ParamGroup, Parameter, Rprop, Rule};
 use proptest::prelude::*;
 
-/// Few cases, since each trains several optimizers, and the same ones in every run.
-fn config() -> ProptestConfig {
-    ProptestConfig {
-        cases: 16,
-        failure_persistence: None,
-        rng_seed: prop::test_runner::RngSeed::Fixed(1),
-        ..ProptestConfig::default()
-    }
-}
-
-fn any_rule() -> impl Strategy<Value = Rule> {
-    prop::sample::select(Rule::all())
+/// Every rule, each with data of its own: few cases, since each trains several optimizers, and the same ones in every run.
+fn every_rule() -> impl Iterator<Item = (Just<Rule>, ProptestConfig)> {
+    (1..).zip(Rule::all()).map(|(seed, rule)| {
+        let config = ProptestConfig {
+            cases: 3,
+            failure_persistence: None,
+            rng_seed: prop::test_runner::RngSeed::Fixed(seed),
+            ..ProptestConfig::default()
+        };
+        (Just(rule), config)
+    })
 }
 
 fn lengths() -> impl Strategy<Value = Vec<usize>> {
@@ -42,102 +41,114 @@ on_every_backend! {
     /// A rate of 0 moves nothing, whatever state builds up. Of Rprop the rate is the first step size, which is held within
     /// bounds.
     fn zero_rate(target) {
-        proptest!(config(), |(rule in any_rule(), lens in lengths(), (_, decay) in settings(), seed: u64)| {
-            let rule = match rule {
-                Rule::Rprop(rprop) => Rprop { step_sizes: (0.0, rprop.step_sizes.1), ..rprop }.into(),
-                rule => rule,
-            };
-            let problem = Problem::new(&lens, 3, seed);
-            let setup = Setup { rule, groups: vec![(0.0, decay)], loss_scale: 8.0 };
-            let mut optimizer = setup.builder(&problem.parameters).build(target).unwrap();
-            let mut p = problem.start.clone();
-            for gradients in &problem.gradients {
-                let grads: Vec<_> = gradients.iter().map(|g| g.as_ref().into()).collect();
-                let mut params: Vec<_> = p.iter_mut().map(Into::into).collect();
-                prop_assert!(optimizer.step(&mut params, &grads).unwrap().applied());
-            }
-            prop_assert_eq!(p, problem.start);
-        });
+        for (rule, config) in every_rule() {
+            proptest!(config, |(rule in rule, lens in lengths(), (_, decay) in settings(), seed: u64)| {
+                let rule = match rule {
+                    Rule::Rprop(rprop) => Rprop { step_sizes: (0.0, rprop.step_sizes.1), ..rprop }.into(),
+                    rule => rule,
+                };
+                let problem = Problem::new(&lens, 3, seed);
+                let setup = Setup { rule, groups: vec![(0.0, decay)], loss_scale: 8.0 };
+                let mut optimizer = setup.builder(&problem.parameters).build(target).unwrap();
+                let mut p = problem.start.clone();
+                for gradients in &problem.gradients {
+                    let grads: Vec<_> = gradients.iter().map(|g| g.as_ref().into()).collect();
+                    let mut params: Vec<_> = p.iter_mut().map(Into::into).collect();
+                    prop_assert!(optimizer.step(&mut params, &grads).unwrap().applied());
+                }
+                prop_assert_eq!(p, problem.start);
+            });
+        }
     }
 
     /// The same training twice gives the same bits.
     fn repeatable(target) {
-        proptest!(config(), |(rule in any_rule(), lens in lengths(), group in settings(), seed: u64)| {
-            let problem = Problem::new(&lens, 3, seed).with_gaps(seed);
-            let setup = Setup { rule, groups: vec![group], loss_scale: 3.0 };
-            assert_same(&train(&setup, &problem, target, "one"), &train(&setup, &problem, target, "another"));
-        });
+        for (rule, config) in every_rule() {
+            proptest!(config, |(rule in rule, lens in lengths(), group in settings(), seed: u64)| {
+                let problem = Problem::new(&lens, 3, seed).with_gaps(seed);
+                let setup = Setup { rule, groups: vec![group], loss_scale: 3.0 };
+                assert_same(&train(&setup, &problem, target, "one"), &train(&setup, &problem, target, "another"));
+            });
+        }
     }
 
     /// An element does not know in which tensor it lies, or where.
     fn splitting(target) {
-        proptest!(config(), |(rule in any_rule(), a in 0..2000_usize, b in 0..2000_usize, group in settings(), seed: u64)| {
-            if rule.spec().passes() != Passes::Elementwise || rule.spec().has_trust() {
-                return Ok(());
-            }
-            let whole = Problem::new(&[a + b], 3, seed);
-            let split = |values: &Vec<f32>| [values[..a].to_vec(), values[a..].to_vec()];
-            let parts = Problem {
-                parameters: vec![Parameter::new("w0", [a]), Parameter::new("w1", [b])],
-                start: split(&whole.start[0]).to_vec(),
-                gradients: whole.gradients.iter().map(|g| split(g[0].as_ref().unwrap()).map(Some).to_vec()).collect(),
-            };
-            let setup = Setup { rule, groups: vec![group], loss_scale: 3.0 };
-            let (whole, parts) = (train(&setup, &whole, target, "whole"), train(&setup, &parts, target, "parts"));
-            // The arrays of `w0` and of `w1`, each with its slots, are in the same order.
-            let (w0, w1) = parts.arrays().split_at(parts.arrays().len() / 2);
-            for ((whole, w0), w1) in whole.arrays().iter().zip(w0).zip(w1) {
-                prop_assert_eq!(&whole.values, &[&w0.values[..], &w1.values].concat(), "{}", whole.name);
-            }
-        });
+        for (rule, config) in every_rule() {
+            proptest!(config, |(rule in rule, a in 0..2000_usize, b in 0..2000_usize, group in settings(), seed: u64)| {
+                if rule.spec().passes() != Passes::Elementwise || rule.spec().has_trust() {
+                    return Ok(());
+                }
+                let whole = Problem::new(&[a + b], 3, seed);
+                let split = |values: &Vec<f32>| [values[..a].to_vec(), values[a..].to_vec()];
+                let parts = Problem {
+                    parameters: vec![Parameter::new("w0", [a]), Parameter::new("w1", [b])],
+                    start: split(&whole.start[0]).to_vec(),
+                    gradients: whole.gradients.iter().map(|g| split(g[0].as_ref().unwrap()).map(Some).to_vec()).collect(),
+                };
+                let setup = Setup { rule, groups: vec![group], loss_scale: 3.0 };
+                let (whole, parts) = (train(&setup, &whole, target, "whole"), train(&setup, &parts, target, "parts"));
+                // The arrays of `w0` and of `w1`, each with its slots, are in the same order.
+                let (w0, w1) = parts.arrays().split_at(parts.arrays().len() / 2);
+                for ((whole, w0), w1) in whole.arrays().iter().zip(w0).zip(w1) {
+                    prop_assert_eq!(&whole.values, &[&w0.values[..], &w1.values].concat(), "{}", whole.name);
+                }
+            });
+        }
     }
 
     /// A loss scale that is a power of two is exact: scaled gradients give the bits of unscaled ones.
     fn loss_scale(target) {
-        proptest!(config(), |(rule in any_rule(), lens in lengths(), group in settings(), k in -10..16_i32, seed: u64)| {
-            let plain = Problem::new(&lens, 3, seed);
-            let mut scaled = plain.clone();
-            let scale = 2.0_f32.powi(k);
-            scaled.gradients.iter_mut().flatten().flatten().flatten().for_each(|g| *g *= scale);
-            let setup = Setup { rule, groups: vec![group], loss_scale: 1.0 };
-            let unscaling = Setup { loss_scale: f64::from(scale), ..setup.clone() };
-            assert_same(&train(&setup, &plain, target, "plain"), &train(&unscaling, &scaled, target, "scaled"));
-        });
+        for (rule, config) in every_rule() {
+            proptest!(config, |(rule in rule, lens in lengths(), group in settings(), k in -10..16_i32, seed: u64)| {
+                let plain = Problem::new(&lens, 3, seed);
+                let mut scaled = plain.clone();
+                let scale = 2.0_f32.powi(k);
+                scaled.gradients.iter_mut().flatten().flatten().flatten().for_each(|g| *g *= scale);
+                let setup = Setup { rule, groups: vec![group], loss_scale: 1.0 };
+                let unscaling = Setup { loss_scale: f64::from(scale), ..setup.clone() };
+                assert_same(&train(&setup, &plain, target, "plain"), &train(&unscaling, &scaled, target, "scaled"));
+            });
+        }
     }
 
     /// A parameter without a gradient, and its state, are as if the step had not been; its neighbours do not notice.
     fn missing_gradients(target) {
-        proptest!(config(), |(rule in any_rule(), len in 1..300_usize, group in settings(), seed: u64)| {
-            let mut problem = Problem::new(&[len, 7, len], 3, seed);
-            problem.gradients.iter_mut().for_each(|g| g[1] = None);
-            let setup = Setup { rule: rule.clone(), groups: vec![group], loss_scale: 3.0 };
-            let all = train(&setup, &problem, target, "three parameters");
+        for (rule, config) in every_rule() {
+            proptest!(config, |(rule in rule, len in 1..300_usize, group in settings(), seed: u64)| {
+                let mut problem = Problem::new(&[len, 7, len], 3, seed);
+                problem.gradients.iter_mut().for_each(|g| g[1] = None);
+                let setup = Setup { rule: rule.clone(), groups: vec![group], loss_scale: 3.0 };
+                let all = train(&setup, &problem, target, "three parameters");
 
-            let find = |run: &Run, name: &str| run.arrays().iter().find(|x| x.name == name).unwrap().values.clone();
-            let start: Vec<f64> = problem.start[1].iter().map(|&x| f64::from(x)).collect();
-            prop_assert_eq!(find(&all, "w1"), start);
-            for slot in rule.spec().slots() {
-                prop_assert_eq!(find(&all, &format!("w1.{}", slot.name)), vec![f64::from(slot.init); 7]);
-            }
+                let find = |run: &Run, name: &str| run.arrays().iter().find(|x| x.name == name).unwrap().values.clone();
+                let start: Vec<f64> = problem.start[1].iter().map(|&x| f64::from(x)).collect();
+                prop_assert_eq!(find(&all, "w1"), start);
+                for slot in rule.spec().slots() {
+                    prop_assert_eq!(find(&all, &format!("w1.{}", slot.name)), vec![f64::from(slot.init); slot.shape.len(&[7])]);
+                }
 
-            problem.parameters.remove(1);
-            problem.start.remove(1);
-            problem.gradients.iter_mut().for_each(|g| drop(g.remove(1)));
-            let two = train(&setup, &problem, target, "two parameters");
-            for array in two.arrays() {
-                prop_assert_eq!(&array.values, &find(&all, &array.name), "{}", &array.name);
-            }
-        });
+                problem.parameters.remove(1);
+                problem.start.remove(1);
+                problem.gradients.iter_mut().for_each(|g| drop(g.remove(1)));
+                let two = train(&setup, &problem, target, "two parameters");
+                for array in two.arrays() {
+                    prop_assert_eq!(&array.values, &find(&all, &array.name), "{}", &array.name);
+                }
+            });
+        }
     }
 
     /// Groups of equal settings are one group.
     fn equal_groups(target) {
-        proptest!(config(), |(rule in any_rule(), lens in lengths(), group in settings(), seed: u64)| {
-            let problem = Problem::new(&lens, 3, seed).with_gaps(seed);
-            let one = Setup { rule, groups: vec![group], loss_scale: 3.0 };
-            let three = Setup { groups: vec![group; 3], ..one.clone() };
-            assert_same(&train(&one, &problem, target, "one group"), &train(&three, &problem, target, "three"));
-        });
+        for (rule, config) in every_rule() {
+            proptest!(config, |(rule in rule, lens in lengths(), group in settings(), seed: u64)| {
+                let problem = Problem::new(&lens, 3, seed).with_gaps(seed);
+                let one = Setup { rule, groups: vec![group], loss_scale: 3.0 };
+                let three = Setup { groups: vec![group; 3], ..one.clone() };
+                assert_same(&train(&one, &problem, target, "one group"), &train(&three, &problem, target, "three"));
+            });
+        }
     }
 
     /// Ungrouped, names with `beta` or `gamma` do not decay, but for rules that decay all; with groups all do; a filter
