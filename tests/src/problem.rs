@@ -10,7 +10,7 @@ pub const AWKWARD: &[usize] = &[
 ];
 
 /// Shapes at which walks over rows and columns begin or end: no axis, one, two, a stack; rows and columns about a block of 64
-/// rows, a tree of 256 lanes, a walk of 1,024 columns; single rows and columns; none.
+/// rows, a tree of 256 lanes, a walk of 1,024 columns; rows more than twice the lanes; single rows and columns; none.
 pub const SHAPES: &[&[usize]] = &[
     &[],
     &[7],
@@ -29,6 +29,7 @@ pub const SHAPES: &[&[usize]] = &[
     &[0, 4],
     &[4, 0],
     &[200, 100],
+    &[700, 9],
 ];
 
 /// Stacks of small matrices, as of convolutions: most of them longer than a block of 1,024 elements, which ends inside a matrix.
