@@ -1,9 +1,11 @@
 //! Every rule against its naive `f64` twin, at every length where loops begin or end.
 
 use optim_tests::tolerance::{CONTROL_BOUND, JUDGE, JUDGE_FACTORED};
-use optim_tests::{AWKWARD, Bound, Problem, Run, SHAPES, STACKS, Setup, Target, compare, on_every_backend, reference};
+use optim_tests::{
+    AWKWARD, Bound, Problem, Run, SHAPES, STACKS, Setup, Target, Training, compare, on_every_backend, reference,
+};
 use optimizers::rule::Passes;
-use optimizers::{Adam, AdamW, Adan, Builder, Lars, Momentum, NAdam, Parameter, RAdam, Rule};
+use optimizers::{AdaFactor, Adam, AdamW, Adan, Builder, Lamb, Lars, Momentum, NAdam, Parameter, RAdam, Rule, Sgd};
 
 /// Trains a problem on the backend and by the judge; gives the worst error.
 fn error(setup: &Setup, problem: &Problem, target: Target) -> f64 {
@@ -116,6 +118,43 @@ on_every_backend! {
         for rule in Rule::all().into_iter().filter(|rule| rule.spec().passes() == Passes::Factored) {
             let worst = error(&Setup { rule: rule.clone(), groups: groups(true), loss_scale: 8.0 }, &problem, target);
             println!("{} {rule:?}: {worst:.2} units", target.name());
+        }
+    }
+
+    /// Norms over more slices than there are lanes to add them. By gradients of ±1 each of these rules moves every element by its rate
+    /// times the root of the parameter's mean square.
+    fn of_a_huge_tensor(target) {
+        let parameter = Parameter::new("w", [5_000_003]);
+        // The last slices weigh more than all before them.
+        let start: Vec<f32> = (0..parameter.len()).map(|i| if i < 1 << 22 { 1.0 } else { 7.0 }).collect();
+        let gradient: Vec<f32> = (0..parameter.len()).map(|i| if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
+        let squares: f64 = start.iter().map(|&p| f64::from(p) * f64::from(p)).sum();
+        let expected = 0.01 * (squares / parameter.len() as f64).sqrt();
+        let rules: [Rule; 3] = [
+            Lamb { weight_decay: 0.0, ..Lamb::new(0.01) }.into(),
+            Lars { coefficient: 0.01, ..Lars::new(Sgd { lr: 1.0.into(), ..Sgd::default() }) }.into(),
+            // Its own first rate is 0.01.
+            AdaFactor { beta1: 0.0, ..AdaFactor::default() }.into(),
+        ];
+        for rule in rules {
+            let builder = Builder::new(rule.clone()).params([&parameter]);
+            let mut training = Training::new(builder, target, std::slice::from_ref(&start)).unwrap();
+            assert!(training.step(&[&gradient]).applied(), "{rule:?}");
+            let values = training.values().concat();
+            for index in [0, 1 << 22, start.len() - 1] {
+                let moved = f64::from((start[index] - values[index]) * gradient[index]);
+                // A unit of the largest number, beside the rule's own rounding.
+                assert!((moved - expected).abs() < 1e-6, "{rule:?}: element {index} moved by {moved}, not by {expected}");
+            }
+        }
+    }
+
+    /// LARS with an epsilon that is large beside the norms: it is in the ratio.
+    fn large_epsilons(target) {
+        let problem = Problem::new(&[1, 300, 1025], 3, 11);
+        for epsilon in [0.0, 1.0, 1e3] {
+            let rule = Rule::from(Lars { epsilon, coefficient: 1.0, ..Lars::new(Momentum::new(0.1, 0.9)) });
+            error(&Setup { rule, groups: groups(true), loss_scale: 1.0 }, &problem, target);
         }
     }
 

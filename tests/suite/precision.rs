@@ -230,6 +230,85 @@ on_every_backend! {
         }
     }
 
+    /// Each group is clipped by its own norm, be the other's larger or smaller.
+    fn norms_of_their_own(target) {
+        for gradients in [[1.0_f32, 100.0], [100.0, 1.0]] {
+            let groups = ["a", "b"].map(|name| ParamGroup::new([Parameter::new(name, [1])]));
+            let builder = Builder::new(sgd()).groups(groups).clip_norm_per_group(2.0);
+            let mut training = Training::new(builder, target, &[vec![0.0], vec![0.0]]).unwrap();
+            assert!(training.step(&gradients.each_ref().map(std::slice::from_ref)).applied(), "a step is applied");
+            assert_eq!(training.values(), gradients.map(|g| vec![-g.min(2.0)]));
+        }
+    }
+
+    /// More parameters, groups and records than there are lanes to sum them or decide about them, against plain loops.
+    fn norms_of_many(target) {
+        let lens: Vec<usize> = (0..600).map(|nth| 1 + nth % 7).collect();
+        let problem = Problem::new(&lens, 1, 14);
+        let norms: Vec<f64> = problem.gradients[0].iter().map(|g| norm(g.as_ref().unwrap())).collect();
+        let all = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+        let most = 0.1;
+        let clipped = |norm: f64| if norm > most { most / norm } else { 1.0 };
+        let own: Vec<f64> = norms.iter().copied().map(clipped).collect();
+        let groups = || Builder::new(sgd()).groups(problem.parameters.iter().map(|parameter| ParamGroup::new([parameter])));
+        let one = || sgd().params(&problem.parameters);
+        for (what, builder, factors) in [
+            ("all", one().clip_norm(most), vec![clipped(all); 600]),
+            ("all, in groups", groups().clip_norm(most), vec![clipped(all); 600]),
+            ("groups", groups().clip_norm_per_group(most), own.clone()),
+            ("parameters", one().clip_norm_per_parameter(most), own),
+        ] {
+            let mut training = start(builder, target, &problem);
+            let measured = training.step(&gradients(&problem, 0)).gradients.unwrap();
+            assert_near(measured.norm.into(), all, what);
+            if measured.group_norms.len() > 1 {
+                for (&got, &norm) in measured.group_norms.iter().zip(&norms) {
+                    assert_near(got.into(), norm, what);
+                }
+            }
+            let moved = |index: usize| {
+                let (p, g) = (&problem.start[index], problem.gradients[0][index].as_ref().unwrap());
+                p.iter().zip(g).map(|(&p, &g)| f64::from(p) - factors[index] * f64::from(g)).collect()
+            };
+            let expected: Vec<Vec<f64>> = (0..600).map(moved).collect();
+            assert_all_near(&training.values(), &expected, what);
+        }
+    }
+
+    /// The norm of a gradient of more slices than there are lanes to add them.
+    fn norm_of_a_huge_gradient(target) {
+        let parameter = Parameter::new("w", [5_000_003]);
+        let g = Random::new(15).tensor(parameter.len());
+        let builder = sgd().params([&parameter]).clip_norm(1.0);
+        let mut training = Training::new(builder, target, &[vec![0.0; parameter.len()]]).unwrap();
+        let measured = training.step(&[&g]).gradients.unwrap();
+        let expected = norm(&g);
+        assert_near(f64::from(measured.norm) / expected, 1.0, "the norm");
+        for index in [0, 1 << 22, g.len() - 1] {
+            let Numbers::F32(p) = &training.p[0] else { panic!("it is f32") };
+            assert_near(f64::from(p[index]) * expected, f64::from(-g[index]), &format!("element {index}"));
+        }
+    }
+
+    /// A first step that is skipped is no first update: for every rule, what follows is what would have been.
+    fn first_updates_after_a_skip(target) {
+        let problem = Problem::shaped(&[&[3, 4], &[5]], 3, 16);
+        for rule in Rule::all() {
+            let train = |skips: usize, by: &str| {
+                let mut training = start(Builder::new(rule.clone()).params(&problem.parameters).guard(true), target, &problem);
+                for _ in 0..skips {
+                    assert!(!training.step(&[&vec![1.0; 12], &vec![f32::NAN; 5]]).applied(), "{rule:?}: a bad step");
+                }
+                (0..3).for_each(|step| assert!(training.step(&gradients(&problem, step)).applied(), "{rule:?}"));
+                training.run(by)
+            };
+            let plain = train(0, "no skip");
+            if let Err(worst) = compare(&plain, &train(2, "two skips"), &Bound::Bits) {
+                panic!("{rule:?}\n{worst}");
+            }
+        }
+    }
+
     /// A norm that is not too large changes no bit; frozen parameters and missing gradients are in no norm.
     fn norms_that_fit(target) {
         let problem = Problem::shaped(&SHAPES, 3, 2);
@@ -466,6 +545,20 @@ on_every_backend! {
         assert!(matches!(none.with(Optimizer::swap_ema_in), Err(Error::State { .. })), "there is none");
     }
 
+    /// Averages of a tensor that is shared out.
+    fn swapping_a_large_tensor(target) {
+        let problem = Problem::new(&[300_001], 1, 17);
+        let mut training = start(sgd().params(&problem.parameters).ema(0.5), target, &problem);
+        assert!(training.step(&gradients(&problem, 0)).applied(), "a step is applied");
+        let before = training.p.clone();
+        training.with(Optimizer::swap_ema_in).unwrap();
+        let average = Numbers::F32(training.optimizer.average("w0").unwrap());
+        assert!(training.p[0] == average, "the average stands in the parameter");
+        assert!(before[0] != average, "the average is another");
+        training.with(Optimizer::swap_ema_out).unwrap();
+        assert!(training.p == before, "what was there is back");
+    }
+
     /// Updates of 6e-4 on weights of 1 in bf16, whose neighbours are 4e-3 and 8e-3 away: lost without anything behind them, kept
     /// by everything else.
     fn small_updates(target) {
@@ -657,6 +750,29 @@ on_every_backend! {
         }
     }
 
+    /// Random bits follow from the seed, the name and the number of the update, for good: what a run rounded once it rounds always.
+    /// All products here are exact, so that no device rounds otherwise.
+    fn rounding_is_the_same_forever(target) {
+        let parameter = Parameter::new("w", [6]).with_dtype(DType::Bf16);
+        let builder = Momentum::new(1.0 / 64.0, 0.5).params([parameter]).seed(7);
+        let builder = builder.master(Master::Stochastic).state_dtype(StateDType::Block8);
+        let mut training = Training::new(builder, target, &[vec![1.0, -1.0, 0.5, 3.0, -0.25, 0.0]]).unwrap();
+        let steps: [([u16; 6], [u8; 6], f32); 3] = [
+            ([0x3f7e, 0xbf7f, 0x3efa, 0x403f, 0xbe81, 0xbba0], [0x6f, 0xe7, 0x78, 0x7f, 0x40, 0x63], 1.0),
+            ([0x3f7b, 0xbf7d, 0x3ef1, 0x403d, 0xbe82, 0xbc47], [0x6f, 0xe8, 0x78, 0x7f, 0x40, 0x63], 1.5),
+            ([0x3f78, 0xbf7b, 0x3ee7, 0x403b, 0xbe82, 0xbca9], [0x6f, 0xe8, 0x78, 0x7f, 0x40, 0x64], 1.75),
+        ];
+        for (step, (p, codes, scale)) in (1..).zip(steps) {
+            assert!(training.step(&[&[0.5_f32, -0.375, 0.75, 1.0, 0.0625, 0.3125][..]]).applied(), "a step is applied");
+            assert_eq!(training.p, [Numbers::Bf16(p.map(bf16::from_bits).to_vec())], "update {step}");
+            let state = training.optimizer.state().unwrap();
+            let (mut got, mut got_scale) = ([0; 6], [0; 4]);
+            state.read(0, 0, &mut got).unwrap();
+            state.read(1, 0, &mut got_scale).unwrap();
+            assert_eq!((got, f32::from_ne_bytes(got_scale)), (codes, scale), "update {step}");
+        }
+    }
+
     /// Gradients in 16 bits are what they are as `f32`, for parameters of every type.
     fn gradients_of_other_types(target) {
         let problem = Problem::shaped(&SHAPES, 3, 12);
@@ -789,4 +905,6 @@ fn bad_settings() {
         let error = builder.build(Target::ALL[0]).expect_err(name);
         assert!(matches!(&error, Error::HyperParameter { name: got, .. } if got == name), "{name}: {error:?}");
     }
+    // No `f32` is as near to 1, but the kernels take what it lacks.
+    assert!(builder().ema(1.0 - 1e-12).build(Target::ALL[0]).is_ok(), "nearer to 1 than an f32 can be");
 }
