@@ -41,7 +41,7 @@ pub(crate) struct Tensor {
 }
 
 /// One trajectory.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read strictly, used in part")]
 pub(crate) struct Case {
@@ -68,7 +68,7 @@ pub(crate) struct Case {
     pub(crate) inner: Option<Inner>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(crate) enum Device {
     #[serde(rename = "CPU")]
     Cpu,
@@ -106,7 +106,7 @@ impl Semantics {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Group {
     pub(crate) params: Vec<usize>,
@@ -115,7 +115,7 @@ pub(crate) struct Group {
     pub(crate) grad_centralization: Option<bool>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Inner {
     pub(crate) optimizer: String,
@@ -124,7 +124,7 @@ pub(crate) struct Inner {
 }
 
 /// A learning rate, by MindSpore's kinds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub(crate) enum RateSpec {
     Float { value: f64 },
