@@ -443,6 +443,19 @@ impl Snapshot {
         })
     }
 
+    /// A number for all of it: FNV-1a over the bits of what the arrays and the verdicts hold, whatever the processor's byte order; all
+    /// that is not a number counts as one.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let arrays = self
+            .arrays
+            .iter()
+            .flat_map(|(_, element, bytes)| bytes.chunks(element.size()).map(|bytes| number(*element, bytes)));
+        let bits =
+            arrays.chain(self.verdicts.iter().flat_map(numbers)).flat_map(|x| Bits::of(x).0.to_bits().to_le_bytes());
+        bits.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
     /// Compares by `equal(element, the largest magnitude of the array, a, b)`.
     fn compare(
         &self,

@@ -4,6 +4,8 @@
 mod allocations;
 // Odd calls: MindSpore's answers and this library's.
 mod behaviours;
+// What every rule computes, as numbers that are the same on every processor.
+mod bits;
 // What changes between steps, and what an optimizer says about itself.
 mod changes;
 // State files: resumed runs, damaged files, killed saves.
