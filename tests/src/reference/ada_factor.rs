@@ -42,10 +42,12 @@ fn root_mean_square(x: &[f64]) -> f64 {
     (sum / x.len() as f64).sqrt()
 }
 
-/// A second moment as compression stores it: rounded to `f16`, if it is positive to its least positive number or more, and to
-/// its largest or less.
+/// A second moment as compression stores it: rounded to `f32` and then to `f16`, if it is positive to its least positive number or
+/// more, and to its largest or less. `f16::from_f64` does so where the processor helps it, and cuts bits off where none does.
+#[allow(clippy::cast_possible_truncation, reason = "rounding to the nearest f32 is the purpose")]
 fn compressed(x: f64) -> f64 {
-    if x == 0.0 { x } else { f16::from_f64(x.clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f64(), f16::MAX.to_f64())).to_f64() }
+    let bounded = x.clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f64(), f16::MAX.to_f64());
+    if x == 0.0 { x } else { f16::from_f32(bounded as f32).to_f64() }
 }
 
 impl Judge for AdaFactor {
