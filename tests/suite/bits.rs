@@ -47,7 +47,7 @@ const RULES: &[(&str, u64, u64)] = &[
     ("ftrl", 0xf8a3_c838_282a_1b54, 0x712d_7467_4adb_02ee),
     ("rms_prop", 0x03a8_0084_80b6_ce7e, 0x3f93_8bab_3229_99e5),
     ("rms_prop", 0x4296_1414_ad66_02ae, 0x3cfe_ad59_9888_ef71),
-    ("rms_prop", 0x701f_00b3_1724_84eb, 0xf250_22d4_b5e0_9134),
+    ("rms_prop", 0xf6fb_8624_0fcb_42fb, 0x68cf_93cd_1bba_cb97),
     ("rms_prop", 0x9f28_d83f_ed80_fd9d, 0xb2bd_4934_327b_8ca9),
     ("adadelta", 0xd9b5_cf8f_e3cf_9f30, 0xf2f8_f7d9_13b0_8662),
     ("asgd", 0xe8cd_0c74_e71a_d145, 0xcad6_f872_3e65_b9a0),
