@@ -3,7 +3,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use optimizers::core::{DynamicLossScale, Ema};
+use optimizers::core::{DynamicLossScale, Ema, StateDType};
 use optimizers::schedule::{Linear, ReduceOnPlateau};
 use optimizers::{Builder, Grad, IntoBackend, Optimizer, ParamGroup, Parameter, Result, Rule};
 
@@ -106,11 +106,19 @@ pub fn builder(rule: &Rule, formats: Formats) -> Result<Builder> {
         .groups(groups)
         .order_params(&parameters)
         .master(formats.master)
-        .state_dtype(formats.state)
+        .state_dtype(kept(rule, formats.state))
         .ema(Ema { decay: 0.9, warmup: true })
         .loss_scale(loss_scale)
         .clip_norm(1.0)
         .seed(7))
+}
+
+/// How the state of a rule is kept where it is asked for so: building refuses fewer bits for state that takes none.
+#[must_use]
+pub fn kept(rule: &Rule, state: StateDType) -> StateDType {
+    let slots = rule.spec().slots();
+    let is_wide = !slots.is_empty() && slots.iter().all(|slot| slot.narrow.is_none());
+    if is_wide { StateDType::F32 } else { state }
 }
 
 /// The gradient of a parameter at a step, 1 for the first; the third parameter has its first at step 13.

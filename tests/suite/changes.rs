@@ -2,6 +2,7 @@
 
 use half::bf16;
 use optim_tests::engine::Numbers;
+use optim_tests::resume::kept;
 use optim_tests::{Bound, Naive, Problem, Run, Target, Training, compare, on_every_backend};
 use optimizers::core::backend::Element;
 use optimizers::core::{DynamicLossScale, Ema, Estimate, Master, Origin, Select, StateDType};
@@ -215,7 +216,7 @@ on_every_backend! {
             b.weight_decay = None;
             let builder = || {
                 let master = [Master::F32, Master::Split, Master::Stochastic, Master::None][index % 4];
-                let state = [StateDType::F32, StateDType::Bf16, StateDType::Block8][index % 3];
+                let state = kept(&rule, [StateDType::F32, StateDType::Bf16, StateDType::Block8][index % 3]);
                 let builder = Builder::new(rule.clone()).loss_scale(scale).ema(Ema { decay: 0.9, warmup: true });
                 let scales = |p: &Parameter| if p.name() == "w3" { 0.5 } else { 1.0 };
                 let builder = builder.weight_decay(0.05).master(master).state_dtype(state).seed(3).lr_scale(scales);

@@ -16,7 +16,7 @@ use optimizers::schedule::{
 use optimizers::{
     AdaFactor, AdaMax, Adadelta, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Adan, Asgd, Builder, DType,
     DeviceMemory, Error, Ftrl, Grad, IntoBackend, Lamb, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, ParamGroup,
-    ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Select, Sgd,
+    ParamMut, Parameter, ProximalAdagrad, RAdam, Rate, Result, RmsProp, Rprop, Rule, Schedule, Select, Sgd, StateDType,
 };
 
 /// A backend that must not be opened: input is checked first.
@@ -934,17 +934,22 @@ impl CustomRule for Own {
 /// One with nothing wrong.
 fn own() -> Own {
     let names = &["a", "b", "c", "d"];
-    let slots = vec![Slot::new("state", 0.0); 4];
+    let slots = ["a", "b", "c", "d"].map(|name| Slot::new(name, 0.0)).to_vec();
     Own { lr: 0.1.into(), panics: Arc::default(), slots, passes: Passes::Elementwise, names }
 }
 
 #[test]
 fn rules_of_the_users_own() {
     let slot = Slot::new("state", 0.0);
+    let called = |names: &[&'static str]| names.iter().map(|name| Slot::new(name, 0.0)).collect();
     let good = own();
     let builder = |own: Own| Builder::new(Rule::custom(own)).params([weight()]);
     let bad = [
         ("own.slots", Own { slots: vec![slot; 5], ..good.clone() }),
+        // With such names it could be trained, and never saved.
+        ("own.slots", Own { slots: called(&["a", "b", "a"]), ..good.clone() }),
+        ("own.slots", Own { slots: called(&["a", ""]), ..good.clone() }),
+        ("own.slots", Own { slots: called(&["a.b"]), ..good.clone() }),
         ("own.slots", Own { slots: vec![Slot { shape: SlotShape::Rows, ..slot }], ..good.clone() }),
         ("own.passes", Own { passes: Passes::Norms, ..good.clone() }),
         ("own.scalar_names", Own { names: &good.names[..3], ..good.clone() }),
@@ -955,4 +960,80 @@ fn rules_of_the_users_own() {
     }
     #[cfg(feature = "cpu")]
     assert!(builder(good).build(optimizers::CpuBackend::new()).is_ok(), "nothing is wrong with this one");
+}
+
+/// State in fewer bits is refused where a rule has state and keeps none of it so: of a group that asks for it, and of an optimizer if
+/// no group can keep it so.
+#[test]
+fn narrow_state_of_rules_without_any() {
+    let mut wide: Vec<String> = Vec::new();
+    for rule in Rule::all() {
+        for state in [StateDType::Bf16, StateDType::Block8] {
+            let name = rule.spec().name();
+            let plain = Builder::new(rule.clone()).params([weight()]);
+            let asked = plain.clone().state_dtype(state);
+            let group = |state| [ParamGroup::new([weight()]).state_dtype(state).name("own")];
+            assert!(plain.clone().state_dtype(StateDType::F32).estimate().is_ok(), "{rule:?}");
+            assert!(
+                Builder::new(rule.clone()).groups(group(StateDType::F32)).state_dtype(state).estimate().is_ok(),
+                "{rule:?}"
+            );
+            let in_group = Builder::new(rule.clone()).groups(group(state));
+            match asked.estimate() {
+                Ok(narrow) => {
+                    let plain = plain.estimate().unwrap().bytes();
+                    assert!(narrow.bytes() < plain || plain == 0, "{rule:?}: {state} is not kept silently as f32");
+                    assert!(in_group.estimate().is_ok(), "{rule:?}");
+                }
+                Err(_) => {
+                    assert_refused!(
+                        asked,
+                        Error::HyperParameter { .. },
+                        "the optimizer: state_dtype",
+                        name,
+                        &state.to_string()
+                    );
+                    assert_refused!(
+                        in_group,
+                        Error::HyperParameter { .. },
+                        "group 0 (own): state_dtype",
+                        name,
+                        &state.to_string()
+                    );
+                    wide.push(format!("{rule:?}"));
+                }
+            }
+        }
+    }
+    wide.dedup();
+    let refused_rules: Vec<&str> = wide.iter().map(|rule| rule.split_once('(').unwrap().0).collect();
+    assert_eq!(refused_rules, ["AdaFactor", "AdaFactor", "AdaFactor", "Ftrl", "Ftrl", "RmsProp", "Asgd", "Rprop"]);
+    assert!(wide[5].contains("momentum: 0.0") && wide[5].contains("centered: true"), "{}", wide[5]);
+    let own = Builder::new(Rule::custom(own())).params([weight()]).state_dtype(StateDType::Bf16);
+    assert_refused!(own, Error::HyperParameter { .. }, "state_dtype", "with own");
+
+    // In a list of groups the optimizer's holds for those that can.
+    let mixed = |first: Rule, second: Rule| {
+        let groups = [ParamGroup::new([weight()]).rule(first), ParamGroup::new([bias()]).rule(second)];
+        Adam::default().groups(groups).state_dtype(StateDType::Bf16)
+    };
+    let (adam, ftrl, asgd) = (Adam::default().into(), Rule::from(Ftrl::new(0.1)), Rule::from(Asgd::default()));
+    let bytes =
+        |builder: Builder| builder.estimate().unwrap().groups.iter().map(|group| group.bytes).collect::<Vec<_>>();
+    assert_eq!(bytes(mixed(adam, ftrl.clone())), [2 * 2 * 6, 2 * 4 * 3]);
+    assert_refused!(
+        mixed(ftrl.clone(), asgd),
+        Error::HyperParameter { .. },
+        "the optimizer: state_dtype",
+        "ftrl, asgd"
+    );
+    assert_refused!(mixed(ftrl.clone(), Sgd::default().into()), Error::HyperParameter { .. }, "with ftrl");
+    // And a group that is added may be one that cannot, unless it asks.
+    let builder = Adam::default().params([weight()]).state_dtype(StateDType::Bf16);
+    let mut optimizer = builder.build(Target::ALL[0]).unwrap();
+    let added = ParamGroup::new([bias()]).rule(ftrl);
+    let error = optimizer.add_group(added.clone().state_dtype(StateDType::Block8)).unwrap_err();
+    names(&error, &["group 1: state_dtype", "8-bit, with ftrl"]);
+    optimizer.add_group(added).unwrap();
+    assert_eq!(optimizer.memory().groups[1].bytes, 2 * 4 * 3);
 }

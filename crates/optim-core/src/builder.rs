@@ -198,6 +198,12 @@ impl Builder {
     }
 
     /// How the state of groups is kept that do not say so themselves. Default: `f32`.
+    ///
+    /// It holds for slots that bear to be rounded. These stay `f32`: all of [`Ftrl`](crate::Ftrl), [`Asgd`](crate::Asgd),
+    /// [`Rprop`](crate::Rprop) and [`AdaFactor`](crate::AdaFactor); the largest second moments of AMSGrad; the gradients before of
+    /// [`Adan`](crate::Adan); the means of a centered [`RmsProp`](crate::RmsProp); in a rule of your own all but
+    /// [`Slot::narrow`](crate::rule::Slot::narrow). If no group has a slot that can be kept so, building is an error. In a list of groups
+    /// those that cannot stay as they are: [`estimate`](Self::estimate) and [`explain`](Optimizer::explain) tell.
     pub fn state_dtype(mut self, state: StateDType) -> Self {
         self.state = state;
         self
@@ -219,8 +225,8 @@ impl Builder {
     ///
     /// # Errors
     /// No parameters at all or in a group; two of one name; a frozen one; one that no group or more than one group takes; a rule of a
-    /// group that takes none; a hyper-parameter out of its range; an `order_params` that is not exactly the grouped parameters;
-    /// what opening the backend or allocating returns.
+    /// group that takes none; a hyper-parameter out of its range; state in fewer bits of a rule that keeps none so; an `order_params`
+    /// that is not exactly the grouped parameters; what opening the backend or allocating returns.
     pub fn build(self, backend: impl IntoBackend) -> Result<Optimizer> {
         let parts = self.into_parts(0)?;
         Optimizer::new(parts, backend.into_backend()?)
@@ -278,6 +284,7 @@ impl Builder {
                 .collect::<Result<_>>()?,
         };
         check_group_names(groups.iter())?;
+        self.check_state(&groups)?;
         if self.settings.units.is_some()
             && let Some(group) = groups.iter().find(|group| group.rule().spec().has_trust())
         {
@@ -300,6 +307,33 @@ impl Builder {
         }
         let scales = self.scales(&tensors)?;
         Ok((groups, tensors, scales))
+    }
+
+    /// Refuses fewer bits for state of which nothing can be kept in them: of a group that asks for them, or of all that inherit them.
+    fn check_state(&self, groups: &[Group]) -> Result<()> {
+        let refuse = |place: &str, expected, state, rules: &[&str]| {
+            let (name, got) = (format!("{place}: state_dtype"), format!("{state}, with {}", rules.join(", ")));
+            Err(Error::HyperParameter { name, expected, got })
+        };
+        let (mut wide, mut inherits_any) = (Vec::new(), false);
+        for (index, group) in groups.iter().enumerate() {
+            let (rule, slots) = (group.rule().spec().name(), group.rule().spec().slots());
+            let is_wide = !slots.is_empty() && slots.iter().all(|slot| slot.narrow.is_none());
+            match self.groups.get(index).and_then(|own| own.state_dtype) {
+                Some(state) if is_wide && state != StateDType::F32 => {
+                    let expected = "f32, since the group's rule keeps none of its state in fewer bits";
+                    return refuse(&group.place, expected, state, &[rule]);
+                }
+                None if is_wide && !wide.contains(&rule) => wide.push(rule),
+                None => inherits_any |= !is_wide && !slots.is_empty(),
+                Some(_) => {}
+            }
+        }
+        // A group that is added is not the only one that inherits.
+        if self.state == StateDType::F32 || wide.is_empty() || inherits_any || self.first > 0 {
+            return Ok(());
+        }
+        refuse("the optimizer", "f32, since no rule keeps any of its state in fewer bits", self.state, &wide)
     }
 
     fn tensor(&self, parameter: &Parameter, group: usize) -> Result<Tensor> {
@@ -612,6 +646,14 @@ pub(crate) fn validate_rule(rule: &Rule, place: &str) -> Result<()> {
     }
     if slots.len() > MAX_SLOTS {
         return refuse("slots", "at most 4", slots.len().to_string());
+    }
+    // A state's arrays are called by the parameter's name, a dot and the slot's.
+    if let Some(slot) = slots.iter().find(|slot| slot.name.is_empty() || slot.name.contains('.')) {
+        return refuse("slots", "with names, and without dots in them", format!("{:?}", slot.name));
+    }
+    let mut names = HashSet::new();
+    if let Some(slot) = slots.iter().find(|slot| !names.insert(slot.name)) {
+        return refuse("slots", "of different names", format!("{:?} twice", slot.name));
     }
     let narrow = slots.iter().find(|slot| slot.dtype != DType::F32);
     if let Some(slot) = narrow.filter(|_| spec.passes() != Passes::Factored) {

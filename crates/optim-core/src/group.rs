@@ -187,7 +187,8 @@ impl ParamGroup {
         self
     }
 
-    /// Says how the state is kept.
+    /// Says how the state is kept. If the group's rule keeps none of it in fewer bits, building is an error: see
+    /// [`Builder::state_dtype`](crate::Builder::state_dtype).
     #[must_use]
     pub fn state_dtype(mut self, state: StateDType) -> Self {
         self.state_dtype = Some(state);

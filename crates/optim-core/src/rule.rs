@@ -16,7 +16,7 @@ use crate::{DType, Parameter, Rate, Result};
 /// One state array of a rule, by its MindSpore name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Slot {
-    /// The name: `moment1`, `accum`, ….
+    /// The name: `moment1`, `accum`, …. Not empty, without dots, and another than those of the rule's other slots.
     pub name: &'static str,
     /// The value of every element before the first update.
     pub init: f32,
