@@ -209,7 +209,8 @@ fn files_that_cannot_be() {
         checkpoint::save(&mut optimizer, &missing).unwrap_err(),
         checkpoint::load(&mut optimizer, &missing, &LoadOptions::default()).unwrap_err(),
     ] {
-        assert!(matches!(&error, Error::File { path, .. } if path.contains("missing")), "{error}");
+        // The temporary file beside it is a detail.
+        assert!(matches!(&error, Error::File { path, .. } if *path == missing.display().to_string()), "{error}");
     }
     let error = checkpoint::save(&mut optimizer, "/").unwrap_err();
     assert!(error.to_string().contains("it names no file"), "{error}");

@@ -1037,3 +1037,61 @@ fn narrow_state_of_rules_without_any() {
     optimizer.add_group(added).unwrap();
     assert_eq!(optimizer.memory().groups[1].bytes, 2 * 4 * 3);
 }
+
+/// Numbers are short, and one that is refused for what an `f32` makes of it says so.
+#[test]
+fn numbers_in_messages() {
+    for (builder, message) in [
+        (Adam { eps: 1e-60, ..Adam::default() }.params([weight()]), "got 1e-60, which as an f32 is 0"),
+        (Adam { eps: -1e-60, ..Adam::default() }.params([weight()]), "got -1e-60"),
+        (Adam { eps: -0.5, ..Adam::default() }.params([weight()]), "got -0.5"),
+        (Adam { beta1: 0.999_999_999, ..Adam::default() }.params([weight()]), "got 0.999999999, which as an f32 is 1"),
+        (Adam::new(1e300).params([weight()]), "got 1e300, which as an f32 is inf"),
+        (Adam::new(f64::NAN).params([weight()]), "got NaN"),
+        (Adam::default().params([weight()]).clip_norm(-1e300), "got -1e300"),
+        (Adam::default().params([weight()]).ema(1e300), "got 1e300"),
+        (Adam::default().groups([ParamGroup::new([weight()]).max_norm(1e-300)]), "got 1e-300"),
+    ] {
+        let error = builder.build(Unopened).unwrap_err().to_string();
+        assert!(error.ends_with(message), "{error:?} does not end with {message:?}");
+    }
+    let mut optimizer = Adam::new(Beyond).params([weight()]).build(Target::ALL[0]).unwrap();
+    let (mut w, g) = ([0.0_f32; 6], [0.0_f32; 6]);
+    let error = optimizer.step(&mut [(&mut w).into()], &[(&g).into()]).unwrap_err();
+    names(&error, &["learning rate", " is 1e300: "]);
+}
+
+/// A schedule beyond all `f32`.
+#[derive(Debug)]
+struct Beyond;
+
+impl Schedule for Beyond {
+    fn at(&self, _: u64) -> f64 {
+        1e300
+    }
+}
+
+/// A message says what there is where it is not what was asked for.
+#[test]
+fn what_there_is() {
+    let mut optimizer = Sgd::default().params([weight()]).build(Target::ALL[0]).unwrap();
+    names(&optimizer.group_named("head").unwrap_err(), &["no group named \"head\": no group has a name"]);
+    names(&optimizer.slot("weight", "accum").unwrap_err(), &["no slot named \"accum\": there is no slot"]);
+    names(&optimizer.slot("bias", "accum").unwrap_err(), &["no parameter named \"bias\": expected one of weight"]);
+    names(
+        &optimizer.edit(0, |adam: &mut Adam| adam.beta1 = 0.5).unwrap_err(),
+        &["the optimizer: Adam", "the rule is sgd"],
+    );
+    let group = || ParamGroup::new([weight()]);
+    for (group, what) in [
+        (group().hyper(|adam: &mut Adam| adam.beta1 = 0.5), "group 0: hyper"),
+        (group().vary(|adam: &mut Adam, _| adam.beta1 = 0.5), "group 0: vary"),
+    ] {
+        assert_refused!(Sgd::default().groups([group]), Error::HyperParameter { .. }, what, "the rule is sgd");
+    }
+    let table = Parameter::new("table", [4, 2]);
+    let mut optimizer = Sgd::default().params([table]).build(Target::ALL[0]).unwrap();
+    let (mut w, g) = ([0.0_f32; 8], [0.0_f32; 3]);
+    let error = optimizer.step(&mut [(&mut w).into()], &[Grad::rows(&[1], &g)]).unwrap_err();
+    names(&error, &["gradient \"table\" has 3 elements, the rows that it lists (1) have 2"]);
+}

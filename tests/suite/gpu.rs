@@ -838,6 +838,7 @@ mod memory {
         assert_eq!(error, Error::DType { what, name, expected: DType::F32, got: DType::F16 });
         let error = arena[0].write(&[1.0]).unwrap_err();
         assert_eq!(error, Error::Length { what: "buffer", name: "GpuBuffer".into(), expected: 3, got: 1 });
+        assert_eq!(error.to_string(), "buffer \"GpuBuffer\" has 3 elements, 1 were to be written");
     }
 
     #[test]

@@ -207,7 +207,7 @@ fn bad_settings() {
     let ada_factor = AdaFactor::default();
     for (group, name) in [
         (glob("*.bias").hyper(|lion: &mut Lion| lion.beta1 = 0.5), "group 0: hyper"),
-        (glob("*.bias").vary(|lion: &mut Lion, _| lion.beta1 = 0.5), "group 0: hyper"),
+        (glob("*.bias").vary(|lion: &mut Lion, _| lion.beta1 = 0.5), "group 0: vary"),
         (glob("*.bias").hyper(|adam: &mut Adam| adam.beta1 = 1.5), "adam.beta1"),
         (glob("*.bias").vary(|adam: &mut Adam, update| adam.beta1 = 1.5 + update as f64), "adam.beta1"),
         (glob("*.bias").rule(Lion { beta1: 1.5, ..Lion::default() }), "lion.beta1"),

@@ -325,16 +325,15 @@ on_every_backend! {
             let table = Table::new(&rule, &[4, 3], 15).shaped();
             let good = Gradient::Rows(vec![2, 0], Random::new(16).tensor(6));
             let (five, six, half) = ([1.0_f32; 5], [1.0_f32; 6], [f16::ONE; 5]);
-            let length = |got| Error::Length { what: "gradient", name: "table".into(), expected: 6, got };
+            let length = |rows, expected, got| Error::RowLength { name: "table".into(), rows, expected, got };
             let index = |index| Error::RowIndex { name: "table".into(), index, rows: 4 };
-            let what = "gradient";
             let refused: [(Grad<'_>, Error); 6] = [
                 (Grad::rows(&[0, 4], &six), index(4)),
                 (Grad::rows(&[u32::MAX, 0], &six), index(u32::MAX)),
-                (Grad::rows(&[0, 3], &five), length(5)),
-                (Grad::rows(&[0, 3], &[] as &[f32]), length(0)),
-                (Grad::rows(&[], &six), Error::Length { what, name: "table".into(), expected: 0, got: 6 }),
-                (Grad::rows(&[0, 3], &half), length(5)),
+                (Grad::rows(&[0, 3], &five), length(2, 6, 5)),
+                (Grad::rows(&[0, 3], &[] as &[f32]), length(2, 6, 0)),
+                (Grad::rows(&[], &six), length(0, 0, 6)),
+                (Grad::rows(&[0, 3], &half), length(2, 6, 5)),
             ];
             let undisturbed = table.train(target, &[good.clone(), good.clone()], "undisturbed");
             let (mut optimizer, mut p) = (table.optimizer(target), table.start.clone());

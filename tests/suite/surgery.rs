@@ -86,6 +86,7 @@ on_every_backend! {
         // A master is asked for the values of new rows.
         let error = optimizer.rearrange_rows("table", &ROWS, &[]).unwrap_err();
         assert!(matches!(&error, Error::Length { expected: WIDTH, got: 0, .. }), "{error}");
+        assert!(error.to_string().contains("masters and averages begin with them"), "{error}");
 
         // With a gradient of 0 and moments of 0 nothing moves: rows are then what their masters say.
         let new = [0.25_f32; WIDTH];
@@ -156,6 +157,6 @@ on_every_backend! {
         assert!(matches!(refuse("tables", &[], &[]), Error::Unknown { .. }), "an unknown name");
         assert!(matches!(refuse("scalar", &[], &[]), Error::Unsupported { .. }), "a scalar");
         assert!(matches!(refuse("table", &[Some(3)], &[]), Error::RowIndex { index: 3, rows: 3, .. }), "a row too far");
-        assert!(matches!(refuse("table", &[None], &[0.0; 3]), Error::Length { got: 3, .. }), "too few values");
+        assert!(matches!(refuse("table", &[None], &[0.0; 3]), Error::Length { expected: WIDTH, got: 3, .. }), "too few values");
     }
 }

@@ -38,13 +38,14 @@ pub fn save(optimizer: &mut Optimizer, path: impl AsRef<Path>) -> Result<u64> {
             Ok(file) => break (file, temporary),
             // Left behind by a process that had this one's number, or another machine's on the same volume.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(refuse(&temporary, "creating", error)),
+            Err(error) => return Err(refuse(path, &beside_it("creating", &temporary), error)),
         }
     };
-    let saved = write_as(&state, &mut file, &temporary.display().to_string()).and_then(|len| {
-        keep_permissions(&file, path)
-            .map_err(|error| refuse(&temporary, "giving it the old file's permissions", error))?;
-        file.sync_all().map_err(|error| refuse(&temporary, "forcing to the disk", error))?;
+    let (name, writing) = (path.display().to_string(), beside_it("writing", &temporary));
+    let saved = write_as(&state, &mut file, &name, &writing).and_then(|len| {
+        let failed = |doing, error| refuse(path, &beside_it(doing, &temporary), error);
+        keep_permissions(&file, path).map_err(|error| failed("giving the old file's permissions to", error))?;
+        file.sync_all().map_err(|error| failed("forcing to the disk", error))?;
         drop(file);
         fs::rename(&temporary, path).map_err(|error| refuse(path, "replacing", error))?;
         Ok(len)
@@ -75,6 +76,11 @@ fn keep_permissions(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
+/// What is done to the file that takes another's name at the end.
+fn beside_it(doing: &str, temporary: &Path) -> String {
+    format!("{doing} {}, beside it", temporary.display())
+}
+
 /// A name beside a file that no other save of this process has.
 fn beside(path: &Path) -> Option<PathBuf> {
     static SAVES: AtomicU64 = AtomicU64::new(0);
@@ -102,18 +108,19 @@ fn sync_directory(_: &Path) -> io::Result<()> {
 /// # Errors
 /// [`Error::File`] for what the writer refuses, and for a header of more than 100 MB; what reading from the device returns.
 pub fn write(state: &State<'_>, to: &mut impl Write) -> Result<u64> {
-    write_as(state, to, "the writer of a state")
+    write_as(state, to, "the writer of a state", "writing")
 }
 
-fn write_as(state: &State<'_>, to: &mut impl Write, name: &str) -> Result<u64> {
+fn write_as(state: &State<'_>, to: &mut impl Write, name: &str, writing: &str) -> Result<u64> {
     let refuse = |detail: String| Error::File { path: name.to_owned(), detail };
     let arrays = state.arrays();
     let order = header::order(arrays);
-    let text = header::encode(state.meta(), arrays, &order).map_err(|problem| refuse(format!("writing: {problem}")))?;
+    let text =
+        header::encode(state.meta(), arrays, &order).map_err(|problem| refuse(format!("{writing}: {problem}")))?;
     let mut len = 0;
     let mut put = |bytes: &[u8]| {
         len += bytes.len() as u64;
-        to.write_all(bytes).map_err(|error| refuse(format!("writing: {error}")))
+        to.write_all(bytes).map_err(|error| refuse(format!("{writing}: {error}")))
     };
     put(&(text.len() as u64).to_le_bytes())?;
     put(&text)?;
@@ -127,6 +134,6 @@ fn write_as(state: &State<'_>, to: &mut impl Write, name: &str) -> Result<u64> {
             put(bytes)?;
         }
     }
-    to.flush().map_err(|error| refuse(format!("writing: {error}")))?;
+    to.flush().map_err(|error| refuse(format!("{writing}: {error}")))?;
     Ok(len)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::backend::{IntoBackend, Tensor};
-use crate::error::check;
+use crate::error::{check, shown};
 use crate::estimate::Estimate;
 use crate::format::{self, Master, StateDType};
 use crate::group::{Centralization, Edit};
@@ -370,23 +370,23 @@ impl Builder {
             Some(rule) => (rule.clone(), Origin::Group),
             None => (self.rule.clone(), Origin::Optimizer),
         };
-        let apply = |edits: &[Edit], rule: &mut Rule| {
+        let apply = |what: &str, edits: &[Edit], rule: &mut Rule| {
             edits.iter().try_for_each(|edit| {
                 edit(rule, 0).ok_or_else(|| Error::HyperParameter {
-                    name: format!("{place}: hyper"),
+                    name: format!("{place}: {what}"),
                     expected: "a change of the config of the group's rule",
-                    got: format!("another, for {}", rule.spec().name()),
+                    got: format!("one of another: the rule is {}", rule.spec().name()),
                 })
             })
         };
-        apply(&group.edits, &mut rule)?;
+        apply("hyper", &group.edits, &mut rule)?;
         let name = rule.spec().name();
         if rule_origin == Origin::Group || !group.edits.is_empty() {
             validate_rule(&rule, &format!("{place}: {name}"))?;
         }
         if !group.varies.is_empty() {
             let mut first = rule.clone();
-            apply(&group.varies, &mut first)?;
+            apply("vary", &group.varies, &mut first)?;
             validate_rule(&first, &format!("{place}: {name}"))?;
             check_vary(&place, &rule, &first)?;
         }
@@ -411,7 +411,7 @@ impl Builder {
             }
             (Some(got), _) => {
                 let (name, expected) = (format!("{place}: max_norm"), "left out unless norms are clipped by group");
-                return Err(Error::HyperParameter { name, expected, got: got.to_string() });
+                return Err(Error::HyperParameter { name, expected, got: shown(got) });
             }
             (None, clip) => clip.map_or(0.0, |(_, max_norm)| max_norm),
         };

@@ -64,7 +64,8 @@ pub enum Error {
     },
     /// A schedule returned a value that is not a finite number, or a negative one for a weight decay.
     #[error(
-        "the {what} of {place} at update {update} is {got}: expected a finite number, of a weight decay not a negative one"
+        "the {what} of {place} at update {update} is {}: expected a finite number, of a weight decay not a negative one",
+        shown(*got)
     )]
     RateNotFinite {
         /// "learning rate" or "weight decay".
@@ -94,14 +95,14 @@ pub enum Error {
         /// Their names.
         names: Vec<String>,
     },
-    /// Memory handed to a step has another length than its parameter's shape says.
-    #[error("{what} {name:?} has {got} elements, its shape has {expected}")]
+    /// Memory has another length than its parameter's shape says, or than that for which it is meant.
+    #[error("{}", length(what, name, *expected, *got))]
     Length {
-        /// "parameter" or "gradient".
+        /// "parameter", "gradient", "buffer" for what is written into one, or "new rows" for their values.
         what: &'static str,
-        /// The parameter's name.
+        /// The parameter's name, or the buffer's.
         name: String,
-        /// Elements by the shape.
+        /// Elements by the shape, of the buffer or of the rows.
         expected: usize,
         /// Elements handed over.
         got: usize,
@@ -136,6 +137,18 @@ pub enum Error {
         /// The number of rows: the first extent of the shape.
         rows: usize,
     },
+    /// A row-sparse gradient has more or fewer values than the rows that it lists have elements.
+    #[error("gradient {name:?} has {got} elements, the rows that it lists ({rows}) have {expected}")]
+    RowLength {
+        /// The parameter's name.
+        name: String,
+        /// The number of rows that are listed.
+        rows: usize,
+        /// The elements of so many rows.
+        expected: usize,
+        /// Elements handed over.
+        got: usize,
+    },
     /// Memory of one backend was handed to another, or a buffer is not fit for use.
     #[error("{what} {name:?}: expected {expected}, got {got}")]
     Memory {
@@ -149,13 +162,13 @@ pub enum Error {
         got: String,
     },
     /// There is no such parameter, or the rule keeps no such slot.
-    #[error("no {what} named {name:?}: expected one of {expected}")]
+    #[error("no {what} named {name:?}: {}", known(what, expected))]
     Unknown {
-        /// "parameter" or "slot".
+        /// "parameter", "slot" or "group".
         what: &'static str,
         /// The name that was asked for.
         name: String,
-        /// The names there are.
+        /// The names there are; empty if there are none.
         expected: String,
     },
     /// More steps in a row were skipped than the loss scale allows. The last of them was skipped too; nothing else has changed.
@@ -218,9 +231,9 @@ pub enum Error {
     /// The operating system refused something about a file.
     #[error("{path}: {detail}")]
     File {
-        /// The file.
+        /// The file that was asked for.
         path: String,
-        /// What was tried, and the answer.
+        /// What was tried, with another file where that is not this one, and the answer.
         detail: String,
     },
     /// A combination that this version does not run. Never a silent fallback.
@@ -298,6 +311,27 @@ fn declared(what: &str) -> &'static str {
     if what == "parameter" { ": Parameter::with_dtype declares another type than f32" } else { "" }
 }
 
+/// What is wrong with a length.
+fn length(what: &str, name: &str, expected: usize, got: usize) -> String {
+    match what {
+        "buffer" => format!("buffer {name:?} has {expected} elements, {got} were to be written"),
+        "new rows" => format!(
+            "the new rows of {name:?} have {expected} elements, got {got}: masters and averages begin with them, \
+             only without either they may be left out"
+        ),
+        _ => format!("{what} {name:?} has {got} elements, its shape has {expected}"),
+    }
+}
+
+/// The names there are.
+fn known(what: &str, names: &str) -> String {
+    match (what, names) {
+        ("group", "") => "no group has a name".into(),
+        (_, "") => format!("there is no {what}"),
+        _ => format!("expected one of {names}"),
+    }
+}
+
 /// What kept a step from being applied.
 fn not_finite(name: &str) -> String {
     if name.is_empty() {
@@ -310,11 +344,21 @@ fn not_finite(name: &str) -> String {
 /// Checks one hyper-parameter: `Ok` if it is valid as given and as the `f32` that kernels see, else an
 /// [`Error::HyperParameter`] that names it.
 pub fn check(name: &str, expected: &'static str, got: f64, valid: impl Fn(f64) -> bool) -> Result<()> {
-    if valid(got) && valid(rounded(got)) {
+    let valid_as_given = valid(got);
+    if valid_as_given && valid(rounded(got)) {
         Ok(())
     } else {
-        Err(Error::HyperParameter { name: name.to_owned(), expected, got: got.to_string() })
+        let (single, mut got) = (rounded(got), shown(got));
+        if valid_as_given {
+            got = format!("{got}, which as an f32 is {}", shown(single));
+        }
+        Err(Error::HyperParameter { name: name.to_owned(), expected, got })
     }
+}
+
+/// A number in as many characters as its digits need: not in hundreds of zeros.
+pub(crate) fn shown(x: f64) -> String {
+    if x == 0.0 || !x.is_finite() || (1e-5..1e15).contains(&x.abs()) { x.to_string() } else { format!("{x:e}") }
 }
 
 /// Checks a count.

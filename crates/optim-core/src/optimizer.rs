@@ -672,13 +672,16 @@ impl Optimizer {
             return Err(Error::Count { what: "gradient", expected, got: grads.len() });
         }
         for (index, (parameter, grad)) in self.parameters.iter().zip(grads).enumerate() {
-            let expected = match grad {
-                Grad::Rows(indices, _) => self.check_rows(index, indices)?,
-                _ => parameter.len(),
+            let (expected, rows) = match grad {
+                Grad::Rows(indices, _) => (self.check_rows(index, indices)?, Some(indices.len())),
+                _ => (parameter.len(), None),
             };
             if let Some(got) = grad.len().filter(|&len| len != expected) {
                 let name = parameter.name().to_owned();
-                return Err(Error::Length { what: "gradient", name, expected, got });
+                return Err(match rows {
+                    Some(rows) => Error::RowLength { name, rows, expected, got },
+                    None => Error::Length { what: "gradient", name, expected, got },
+                });
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::check;
+use crate::error::{check, shown};
 use crate::rules::single;
 use crate::schedule::ReduceOnPlateau;
 use crate::{Error, Result, Schedule};
@@ -117,7 +117,7 @@ impl Rate {
 impl fmt::Debug for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fixed(lr) => write!(f, "{lr}"),
+            Self::Fixed(lr) => f.write_str(&shown(*lr)),
             Self::List(list) => write!(f, "list of {}", list.len()),
             Self::Schedule(schedule) => write!(f, "{schedule:?}"),
             Self::Plateau(plateau) => write!(f, "{plateau:?}"),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::check;
+use crate::error::{check, shown};
 use crate::group::{Centralization, Edit};
 use crate::guard::{Clip, LossScale};
 use crate::{Error, Rate, Result, Rule};
@@ -146,7 +146,7 @@ impl Ema {
             return Ok(());
         }
         let (name, expected) = ("ema.decay".to_owned(), "in [0, 1)");
-        Err(Error::HyperParameter { name, expected, got: self.decay.to_string() })
+        Err(Error::HyperParameter { name, expected, got: shown(self.decay) })
     }
 
     /// `1 − d` at update `t`, 1 for the first.

@@ -344,10 +344,11 @@ impl GpuBackend {
         grads: &[Grad<'_>],
     ) -> Result<StepReport> {
         let backend: &dyn Any = optimizer.backend();
-        let is_ours =
-            backend.downcast_ref::<Self>().is_some_and(|backend| backend.context.shares_device_with(&self.context));
-        if !is_ours {
-            let what = format!("encoding a step of an optimizer on {}", optimizer.backend().describe());
+        let gpu = backend.downcast_ref::<Self>();
+        if !gpu.is_some_and(|gpu| gpu.context.shares_device_with(&self.context)) {
+            // Two devices of one adapter describe themselves alike.
+            let place = if gpu.is_some() { "another device" } else { "another backend" };
+            let what = format!("encoding a step of an optimizer of {place} ({})", optimizer.backend().describe());
             return Err(Error::Unsupported { what, backend: format!("gpu ({})", self.context.describe()) });
         }
         optimizer.record_step(encoder, params, grads)

@@ -2,6 +2,7 @@
 
 use crate::backend::{Engine, Plan, RowList, Tensor};
 use crate::builder::{check_group_names, check_shape, validate_rule};
+use crate::error::shown;
 use crate::group::Centralization;
 use crate::rule::Config;
 use crate::settings::{Group, Origin};
@@ -88,7 +89,8 @@ impl Optimizer {
         let place = own.place.clone();
         let name = || format!("{place}: {}", C::NAME);
         let Some(config) = C::of(&mut rule) else {
-            let (expected, got) = ("a change of the config of the group's rule", rule.spec().name().to_owned());
+            let expected = "the config of the group's rule";
+            let got = format!("that of another: the rule is {}", rule.spec().name());
             return Err(Error::HyperParameter { name: name(), expected, got });
         };
         edit(config);
@@ -105,7 +107,7 @@ impl Optimizer {
         }
         if spec.weight_decay().to_bits() != before.weight_decay().to_bits() {
             let (name, expected) = (format!("{}.weight_decay", name()), "left as it is: `set_weight_decay` changes it");
-            return Err(Error::HyperParameter { name, expected, got: spec.weight_decay().to_string() });
+            return Err(Error::HyperParameter { name, expected, got: shown(spec.weight_decay()) });
         }
         if own_rate {
             self.groups[group].lr = (spec.lr().clone(), Origin::Changed);
