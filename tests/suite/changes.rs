@@ -5,11 +5,13 @@ use optim_tests::engine::Numbers;
 use optim_tests::resume::kept;
 use optim_tests::{Bound, Naive, Problem, Run, Target, Training, compare, on_every_backend};
 use optimizers::core::backend::Element;
+use optimizers::core::format::Code8;
 use optimizers::core::{DynamicLossScale, Ema, Estimate, Master, Origin, Select, StateDType};
+use optimizers::rule::{At, CustomRule, Decay, Slot, StepScalars, UpdateRule};
 use optimizers::schedule::{Linear, ReduceOnPlateau};
 use optimizers::{
-    AdaFactor, Adam, AdamW, Builder, DType, Error, Grad, Lars, Lion, Momentum, NAdam, Optimizer, Outcome, ParamGroup,
-    Parameter, Rate, Result, Rule, Sgd,
+    AdaFactor, Adam, AdamW, Builder, DType, Error, Grad, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, Outcome,
+    ParamGroup, Parameter, Rate, Result, Rule, Sgd,
 };
 
 /// Parameters of these shapes: the first half in one group, the others in another.
@@ -549,4 +551,156 @@ fn rates_of_groups() {
     assert!(matches!(optimizer.groups()[0].lr(), Rate::List(list) if **list == [0.5, 0.25]), "the list");
     assert_eq!(optimizer.groups()[0].name(), Some("head"));
     assert_eq!((optimizer.groups()[1].name(), optimizer.groups()[1].max_norm()), (None, Some(2.0)));
+}
+
+/// Momentum as a rule of the user's own, with what it could change beside its numbers.
+#[derive(Debug, Clone)]
+struct Own {
+    name: &'static str,
+    lr: Rate,
+    beta: f64,
+    init: f32,
+    names: &'static [&'static str],
+    decay: Decay,
+    wgsl: &'static str,
+}
+
+/// One with this hyper-parameter.
+fn own(lr: Rate, beta: f64) -> Own {
+    let wgsl = "struct Step { lr: f32, beta: f32, pad0: f32, pad1: f32 }
+        fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>) {
+            *m = s.beta * *m + g;
+            *p = *p - s.lr * *m;
+        }";
+    Own { name: "own", lr, beta, init: 0.0, names: &["lr", "beta", "pad0", "pad1"], decay: Decay::L2, wgsl }
+}
+
+impl UpdateRule for Own {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn lr(&self) -> &Rate {
+        &self.lr
+    }
+    fn weight_decay(&self) -> f64 {
+        0.0
+    }
+    fn validate(&self) -> Result<()> {
+        if (0.0..1.0).contains(&self.beta) {
+            return Ok(());
+        }
+        Err(Error::HyperParameter { name: "own.beta".into(), expected: "in [0, 1)", got: self.beta.to_string() })
+    }
+    fn slots(&self) -> Vec<Slot> {
+        vec![Slot::narrow("moments", self.init, Code8::Signed)]
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "kernels compute in f32")]
+    fn scalars(&self, at: &At) -> StepScalars {
+        [at.lr as f32, self.beta as f32, 0.0, 0.0].into()
+    }
+    fn scalar_names(&self) -> &'static [&'static str] {
+        self.names
+    }
+    fn decay(&self) -> Decay {
+        self.decay
+    }
+}
+
+impl CustomRule for Own {
+    fn update(&self, step: &StepScalars, p: &mut [f32], g: &[f32], slots: &mut [&mut [f32]]) {
+        let ([lr, beta, ..], [m]) = (step.floats(), slots) else { panic!("{step:?}") };
+        for ((p, g), m) in p.iter_mut().zip(g).zip(m.iter_mut()) {
+            *m = beta * *m + g;
+            *p -= lr * *m;
+        }
+    }
+    fn wgsl(&self) -> &str {
+        self.wgsl
+    }
+}
+
+on_every_backend! {
+    /// A rule of the user's own takes other numbers for a group, with every update and between steps, as the one of the library that
+    /// it imitates. All numbers are exact, so that a device may contract what it likes.
+    fn rules_of_ones_own(target) {
+        let factor = |update: u64| if update < 2 { 0.5 } else { 0.25 };
+        let parameters = ["kept", "set", "varied"].map(|name| Parameter::new(name, [300]));
+        let start: Vec<Vec<f32>> = vec![(0_u16..300).map(f32::from).collect(); 3];
+        let gradients: Vec<Vec<f32>> = (0..3_u16).map(|seed| (0_u16..300).map(|i| f32::from((i * 7 + seed) % 16)).collect()).collect();
+        let train = |rule: Rule, [kept, set, varied]: [ParamGroup; 3], edit: &dyn Fn(&mut Optimizer, f64) -> Result<()>| {
+            let mut training = Training::new(Builder::new(rule).groups([kept, set, varied]), target, &start).unwrap();
+            for step in 0..4 {
+                if step == 2 {
+                    edit(&mut training.optimizer, 0.75).unwrap();
+                }
+                let grads: Vec<Grad<'_>> = gradients.iter().map(Into::into).collect();
+                assert!(training.step(&grads).applied(), "a step");
+            }
+            training
+        };
+        let groups = || parameters.each_ref().map(|parameter| ParamGroup::new([parameter]));
+        let lr = || Rate::from(Linear::new(0.5, 0.25, 2).unwrap());
+        let [kept, set, varied] = groups();
+        let by_library = train(
+            Momentum { lr: lr(), ..Momentum::new(0.1, 0.5) }.into(),
+            [kept, set.hyper(|momentum: &mut Momentum| momentum.momentum = 0.25), varied.vary(move |momentum: &mut Momentum, update| momentum.momentum = factor(update))],
+            &|optimizer, beta| optimizer.edit(0, |momentum: &mut Momentum| momentum.momentum = beta),
+        );
+        let [kept, set, varied] = groups();
+        let replaced = |rule: &mut Rule, beta| *rule = Rule::custom(own(rule.spec().lr().clone(), beta));
+        let mut by_own = train(
+            Rule::custom(own(lr(), 0.5)),
+            [kept, set.hyper(move |rule: &mut Rule| replaced(rule, 0.25)), varied.vary(move |rule: &mut Rule, update| replaced(rule, factor(update)))],
+            &|optimizer, beta| optimizer.edit(0, |rule: &mut Rule| replaced(rule, beta)),
+        );
+        assert_same(&by_library.run("the library's"), &by_own.run("the user's"));
+        let [kept, set, varied] = groups();
+        let unchanged = train(Rule::custom(own(lr(), 0.5)), [kept, set, varied], &|_, _| Ok(()));
+        for (changed, unchanged) in by_own.values().iter().zip(unchanged.values()) {
+            assert_ne!(*changed, unchanged, "what is set, varied or edited matters");
+        }
+
+        // What is another rule is refused, and nothing has changed.
+        let before = by_own.run("before");
+        let good = own(by_own.optimizer.groups()[0].lr().clone(), 0.75);
+        let wgsl = Box::leak(good.wgsl.replace("s.beta * *m + g", "g").into_boxed_str());
+        for (rule, name) in [
+            (Rule::custom(Own { beta: 1.0, ..good.clone() }), "own.beta"),
+            (Rule::custom(Own { lr: 0.5.into(), ..good.clone() }), "group 0: Rule.lr"),
+            (Rule::custom(Own { lr: lr(), ..good.clone() }), "group 0: Rule.lr"),
+            (Rule::custom(Own { name: "other", ..good.clone() }), "group 0: Rule"),
+            (Rule::custom(Own { init: 1.0, ..good.clone() }), "group 0: Rule"),
+            (Rule::custom(Own { names: &["lr", "beta", "a", "b"], ..good.clone() }), "group 0: Rule"),
+            (Rule::custom(Own { names: &["lr", "beta"], ..good.clone() }), "own.scalar_names"),
+            (Rule::custom(Own { decay: Decay::Decoupled, ..good.clone() }), "group 0: Rule"),
+            (Rule::custom(Own { wgsl, ..good.clone() }), "group 0: Rule"),
+            (Momentum { lr: good.lr.clone(), ..Momentum::new(0.1, 0.75) }.into(), "group 0: Rule"),
+        ] {
+            assert_eq!(refused(by_own.optimizer.edit(0, |own: &mut Rule| *own = rule)), name);
+        }
+        // Neither is a rule of the library's another of the same kernel, nor one of the user's own in its name.
+        let lazy = LazyAdam { lr: 0.1.into(), ..LazyAdam::default() };
+        let mut adam = Adam::new(0.1).params(&parameters).build(target).unwrap();
+        assert_eq!(refused(adam.edit(0, |rule: &mut Rule| *rule = lazy.into())), "the optimizer: Rule");
+        let mut momentum = Momentum::new(0.1, 0.5).params(&parameters).build(target).unwrap();
+        let named = Own { name: "momentum", ..own(0.1.into(), 0.5) };
+        assert_eq!(refused(momentum.edit(0, |rule: &mut Rule| *rule = Rule::custom(named))), "the optimizer: Rule");
+        assert_same(&before, &by_own.run("after"));
+        by_own.optimizer.edit(0, |rule: &mut Rule| *rule = Rule::custom(good)).unwrap();
+    }
+
+    /// A rule that varies into another one stops the step.
+    fn rules_that_vary_too_far(target) {
+        let vary = |rule: &mut Rule, update| {
+            let own = own(rule.spec().lr().clone(), 0.5);
+            *rule = Rule::custom(if update == 1 { Own { init: 1.0, ..own } } else { own });
+        };
+        let group = ParamGroup::new([Parameter::new("w", [3])]).vary(vary);
+        let builder = Builder::new(Rule::custom(own(0.1.into(), 0.5))).groups([group]);
+        let mut training = Training::new(builder, target, &[vec![1.0; 3]]).unwrap();
+        assert!(training.step(&[&[1.0_f32; 3]]).applied(), "as it was");
+        let before = training.run("before");
+        assert_eq!(refused(training.try_step(&[&[1.0_f32; 3]])), "group 0: vary");
+        assert_same(&before, &training.run("after"));
+    }
 }

@@ -571,7 +571,7 @@ pub(crate) fn check_vary(place: &str, own: &Rule, varied: &Rule) -> Result<()> {
     if same_state(varied, own) {
         return Ok(());
     }
-    let (name, expected) = (format!("{place}: vary"), "a change that leaves the rule's state as it is");
+    let (name, expected) = (format!("{place}: vary"), "a change that leaves the rule's kernel and state as they are");
     Err(Error::HyperParameter { name, expected, got: format!("{varied:?}") })
 }
 

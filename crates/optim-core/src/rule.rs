@@ -330,6 +330,12 @@ pub trait UpdateRule: fmt::Debug + Send + Sync {
 ///
 /// It takes part in everything: groups, rates, decay, loss scale, missing gradients. It has at most four slots.
 ///
+/// Its hyper-parameters are changed by putting a rule with other numbers in its place, as a [`Rule`]: for a group by
+/// [`hyper`](crate::ParamGroup::hyper), with every update by [`vary`](crate::ParamGroup::vary), between steps by
+/// [`edit`](crate::Optimizer::edit). With the latter two, name, slots, scalars, WGSL and all that it says of itself but numbers must stay
+/// as they are. `|rule: &mut Rule| *rule = Rule::custom(Own { lr: rule.spec().lr().clone(), beta: 0.5 })` keeps the rate, which `edit` asks
+/// for.
+///
 /// The Rust body and the fragment must do the same arithmetic in the same order if both backends are to give the same bits;
 /// compare them as this library's own tests do.
 pub trait CustomRule: UpdateRule {
@@ -509,14 +515,23 @@ impl Rule {
     }
 }
 
-/// The hyper-parameters of one rule: what [`ParamGroup::hyper`](crate::ParamGroup::hyper) and
-/// [`Optimizer::edit`](crate::Optimizer::edit) change. Implemented by every config.
+/// The hyper-parameters of one rule: what [`ParamGroup::hyper`](crate::ParamGroup::hyper), [`ParamGroup::vary`](crate::ParamGroup::vary) and
+/// [`Optimizer::edit`](crate::Optimizer::edit) change. Implemented by every config, and by [`Rule`] itself, whatever it is: so a rule of
+/// your own is replaced by one with other numbers.
 pub trait Config: 'static {
     /// The rule's name.
     const NAME: &'static str;
 
     /// The config in a rule, if the rule is this one.
     fn of(rule: &mut Rule) -> Option<&mut Self>;
+}
+
+impl Config for Rule {
+    const NAME: &'static str = "Rule";
+
+    fn of(rule: &mut Rule) -> Option<&mut Self> {
+        Some(rule)
+    }
 }
 
 /// Gives a config its place in [`Rule`] and the two ways to a [`Builder`](crate::Builder).

@@ -99,7 +99,12 @@ fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>) {
 /// Walks from 1 towards the targets 0, 0.01, 0.02, …; the weights at the end.
 fn train(backend: Backend) -> Result<Vec<f32>> {
     let rate = CosineDecay::new(0.0, 0.02, 200)?;
-    let group = ParamGroup::new([Parameter::new("weight", [100])]).weight_decay(1e-3);
+    // A group of its own changes β: with every update a rule with another one takes the rule's place.
+    let group =
+        ParamGroup::new([Parameter::new("weight", [100])]).weight_decay(1e-3).vary(|rule: &mut Rule, update| {
+            let beta = if update < 20 { 0.5 } else { 0.9 };
+            *rule = Rule::custom(Signum { lr: rule.spec().lr().clone(), beta });
+        });
     let rule = Rule::custom(Signum { lr: rate.into(), beta: 0.9 });
     let mut optimizer = Builder::new(rule).groups([group]).build(backend)?;
 

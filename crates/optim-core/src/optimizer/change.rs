@@ -1,10 +1,12 @@
 //! What can be changed between steps. Each change waits for steps that are pending.
 
+use std::sync::Arc;
+
 use crate::backend::{Engine, Plan, RowList, Tensor};
 use crate::builder::{check_group_names, check_shape, validate_rule};
 use crate::error::shown;
 use crate::group::Centralization;
-use crate::rule::Config;
+use crate::rule::{At, Config, CustomRule};
 use crate::settings::{Group, Origin};
 use crate::{Error, Grad, Optimizer, ParamGroup, ParamMut, Parameter, Rate, Result, Rule};
 
@@ -79,6 +81,8 @@ impl Optimizer {
     /// # }
     /// ```
     ///
+    /// A rule of your own is edited as a [`Rule`]: another, with other numbers, takes its place (see [`CustomRule`]).
+    ///
     /// # Errors
     /// A config of another rule; a hyper-parameter out of its range; a change that would need other state (a momentum from 0 to
     /// 0.9) or the group's rate or weight decay; [`Error::Unknown`] if there is no such group. The rule is as before then.
@@ -96,7 +100,7 @@ impl Optimizer {
         edit(config);
         validate_rule(&rule, &place)?;
         if !same_state(&rule, own.rule()) {
-            let expected = "a change that leaves the rule's state as it is: build anew for this one";
+            let expected = "a change that leaves the rule's kernel and state as they are: build anew for this one";
             return Err(Error::HyperParameter { name: name(), expected, got: format!("{rule:?}") });
         }
         let (spec, before) = (rule.spec(), own.rule().spec());
@@ -328,11 +332,24 @@ impl Optimizer {
     }
 }
 
-/// Whether two rules have one kernel, keep the same state and walk in the same way.
+/// Whether two rules are one but for its numbers: they have one kernel, keep the same state and walk in the same way.
 pub(crate) fn same_state(rule: &Rule, other: &Rule) -> bool {
     let shape = |rule: &Rule| {
-        let spec = rule.spec();
-        (spec.source(), spec.entry(), spec.passes(), spec.has_trust(), spec.offloaded(), spec.slots())
+        let (spec, kernel) = (rule.spec(), rule.kernel().spec());
+        let walks = (spec.passes(), spec.has_trust(), spec.offloaded());
+        (spec.name(), kernel.name(), spec.source(), spec.entry(), walks, spec.slots())
     };
-    shape(rule) == shape(other)
+    let own = |rule: &Rule| if let Rule::Custom(own) = rule.kernel() { Some(Arc::clone(own)) } else { None };
+    let same_code = match (own(rule), own(other)) {
+        (Some(own), Some(other)) => Arc::ptr_eq(&own, &other) || promises(&*own) == promises(&*other),
+        (None, None) => true,
+        _ => false,
+    };
+    same_code && shape(rule) == shape(other)
+}
+
+/// What a rule of the user's own says of itself that is no number of it. An engine was made for it.
+fn promises(rule: &dyn CustomRule) -> impl PartialEq {
+    let words = rule.scalars(&At::default()).words().len();
+    (rule.wgsl(), rule.scalar_names(), words, rule.decay(), rule.sparse(), rule.first_update_differs())
 }
