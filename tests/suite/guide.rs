@@ -1,4 +1,5 @@
-//! The guide's tables of arguments against the configs: each field is there once, with its default, and what differs is marked.
+//! The guide's tables of arguments against the configs: each field is there once, with its default, and what differs is marked. And
+//! the other places where users look for a rule: each has all of them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -160,7 +161,8 @@ fn the_tables_tell_every_field_and_its_default() {
         }
     }
     let all: BTreeSet<String> = Rule::all().iter().map(|rule| rule.spec().name().to_owned()).collect();
-    assert_eq!(rules, all, "the rules in the tables");
+    let places = "crates/optimizers/src/guide/from_*.md, or in NOWHERE of tests/suite/guide.rs";
+    assert_eq!(rules, all, "the rules with a table in {places}");
 }
 
 /// The control: every kind of mistake is found.
@@ -192,4 +194,52 @@ fn a_table_that_is_wrong_is_noticed() {
         let found = adam(from, to);
         assert!(found.iter().any(|found| found == problem), "{problem}: {found:?}");
     }
+}
+
+/// The places beside code and guide where every rule stands: files, and how a rule's name and its config's are found in them.
+const PLACES: [(&str, fn(&str) -> BTreeSet<String>, bool); 4] = [
+    ("README.md", in_table, false),
+    ("crates/optim-core/src/lib.rs", exported, true),
+    ("crates/optimizers/src/lib.rs", exported, true),
+    ("crates/optimizers/examples/digits/rules.rs", in_example, false),
+];
+
+/// The second cells of the table of rules.
+fn in_table(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().skip_while(|line| !line.starts_with("| rule | file name |")).skip(2);
+    let rows = rows.map_while(|line| line.strip_prefix("| "));
+    rows.filter_map(|row| Some(row.split(" | ").nth(1)?.trim_matches('`').to_owned())).collect()
+}
+
+/// What is re-exported.
+fn exported(text: &str) -> BTreeSet<String> {
+    let words = text.split("pub use ").skip(1).filter_map(|rest| rest.split_once(';'));
+    words.flat_map(|(list, _)| list.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_owned)).collect()
+}
+
+/// The names on the command line of the example.
+fn in_example(text: &str) -> BTreeSet<String> {
+    text.split("Entry::new(\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect()
+}
+
+/// The places where a rule of this name, with a config of this name, is missing.
+fn lacking(name: &str, config: &str) -> Vec<&'static str> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let lacks = |path: &str, find: fn(&str) -> BTreeSet<String>, by_config| {
+        !find(&fs::read_to_string(root.join(path)).unwrap()).contains(if by_config { config } else { name })
+    };
+    PLACES.iter().filter(|(path, find, by_config)| lacks(path, *find, *by_config)).map(|(path, ..)| *path).collect()
+}
+
+/// A new rule is not forgotten anywhere, and a control: one that there is not is nowhere.
+#[test]
+fn every_rule_stands_where_users_look() {
+    for rule in Rule::all() {
+        let (name, shown) = (rule.spec().name(), format!("{rule:?}"));
+        let (config, _) = shown.split_once('(').unwrap();
+        assert_eq!(lacking(name, config), [""; 0], "the files that do not name {config}, {name:?}");
+    }
+    assert_eq!(lacking("muon", "Muon"), PLACES.map(|(path, ..)| path));
+    assert_eq!(lacking("lion", "Muon"), [PLACES[1].0, PLACES[2].0]);
+    assert_eq!(lacking("muon", "Lion"), [PLACES[0].0, PLACES[3].0]);
 }
