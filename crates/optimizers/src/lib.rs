@@ -41,6 +41,8 @@
 //! feature `serde` writes and reads rules, rates and schedules as data: see `core::serialization`. Its feature `safetensors` saves and
 //! loads an optimizer's state: the module `checkpoint`. Its feature `candle` updates candle's `Var`s in place: the module `candle`.
 #![forbid(unsafe_code)]
+// Samples are copied: they warn of nothing.
+#![doc(test(attr(deny(unused))))]
 
 mod backend;
 pub mod guide;
