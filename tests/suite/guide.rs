@@ -196,8 +196,11 @@ fn a_table_that_is_wrong_is_noticed() {
     }
 }
 
-/// The places beside code and guide where every rule stands: files, and how a rule's name and its config's are found in them.
-const PLACES: [(&str, fn(&str) -> BTreeSet<String>, bool); 4] = [
+/// The names that stand in a file.
+type Find = fn(&str) -> BTreeSet<String>;
+
+/// The places beside code and guide where every rule stands: the file, how names are found in it, whether it is the config's name.
+const PLACES: [(&str, Find, bool); 4] = [
     ("README.md", in_table, false),
     ("crates/optim-core/src/lib.rs", exported, true),
     ("crates/optimizers/src/lib.rs", exported, true),
@@ -225,7 +228,7 @@ fn in_example(text: &str) -> BTreeSet<String> {
 /// The places where a rule of this name, with a config of this name, is missing.
 fn lacking(name: &str, config: &str) -> Vec<&'static str> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let lacks = |path: &str, find: fn(&str) -> BTreeSet<String>, by_config| {
+    let lacks = |path: &str, find: Find, by_config| {
         !find(&fs::read_to_string(root.join(path)).unwrap()).contains(if by_config { config } else { name })
     };
     PLACES.iter().filter(|(path, find, by_config)| lacks(path, *find, *by_config)).map(|(path, ..)| *path).collect()
