@@ -1653,6 +1653,13 @@ mod guarded_steps {
     }
 }
 
+/// A build without the CPU backend does not choose it: without a GPU the error is of the GPU.
+#[test]
+#[cfg(not(feature = "cpu"))]
+fn there_is_no_other_choice() {
+    assert!(matches!(optimizers::Backend::auto(), optimizers::Backend::Gpu), "what is built");
+}
+
 /// Runs one test of this binary in a process of its own, with an environment variable.
 fn again(test: &str, variable: &str, value: &str) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())

@@ -19,17 +19,19 @@ pub enum Backend {
 
 impl Backend {
     /// [`Gpu`](Self::Gpu) if there is a hardware GPU that works, else [`Cpu`](Self::Cpu). A software GPU is not chosen: the
-    /// CPU backend is faster. The choice can be read from the returned value.
+    /// CPU backend is faster. The choice can be read from the returned value. A build without the CPU backend always chooses `Gpu`, a
+    /// software one if there is no other.
     ///
     /// Parameters in the host's memory travel to the GPU and back at every step, so this is for training loops whose
     /// parameters and gradients live on the GPU.
     #[must_use]
     pub fn auto() -> Self {
-        #[cfg(feature = "gpu")]
-        if optim_gpu::GpuBackend::new().is_ok_and(|gpu| !gpu.is_software()) {
-            return Self::Gpu;
-        }
-        Self::Cpu
+        #[cfg(all(feature = "cpu", feature = "gpu"))]
+        let gpu = optim_gpu::GpuBackend::new().is_ok_and(|gpu| !gpu.is_software());
+        // What is not built is not chosen, so that the error is of the device that is missing.
+        #[cfg(not(all(feature = "cpu", feature = "gpu")))]
+        let gpu = cfg!(feature = "gpu");
+        if gpu { Self::Gpu } else { Self::Cpu }
     }
 }
 
