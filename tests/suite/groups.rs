@@ -1,7 +1,7 @@
 //! Groups: who is in which, what each inherits, and that a group is updated as an optimizer of its own would.
 
 use optim_tests::engine::Numbers;
-use optim_tests::{Bound, Problem, Run, Target, Training, compare, on_every_backend};
+use optim_tests::{Bound, Naive, Problem, Run, Target, Training, compare, on_every_backend};
 use optimizers::core::{Centralization, Origin, Select};
 use optimizers::schedule::{Cyclic, Linear, from_fn};
 use optimizers::{
@@ -530,4 +530,36 @@ fn slots_of_groups() {
     assert_eq!(optimizer.rule_of("layers.0.bias").unwrap().spec().name(), "momentum");
     assert_eq!(optimizer.rule().spec().name(), "adamw");
     assert_eq!(optimizer.groups().len(), 2);
+}
+
+/// A group for a rest that there is not stops no step, whatever its rate or its rule have become.
+#[test]
+fn groups_of_nothing() {
+    let weight = Parameter::new("weight", [2]);
+    let nothing = rest().lr([0.5, 0.25]).vary(|adam: &mut Adam, update| {
+        if update > 0 {
+            adam.beta1 = 2.0;
+        }
+    });
+    let groups = |name: &str| [ParamGroup::matching(Select::name(name)), nothing.clone()];
+    let late = Builder::new(Adam::new(0.1)).clip_norm(1.0);
+    for (builder, backend) in [(Builder::new(Adam::new(0.1)), Naive::default()), (late, Naive { late: 2 })] {
+        let builder = builder.params([&weight]);
+        let mut training = Training::new(builder.clone().groups(groups("weight")), backend, &[vec![1.0; 2]]).unwrap();
+        let rates: Vec<f64> = (0..4).map(|_| training.step(&[&[1.0_f32; 2]]).rates[1]).collect();
+        assert_eq!(rates, [0.5, 0.25, 0.0, 0.0]);
+        assert_eq!(training.optimizer.step_count(), 4);
+        assert!(matches!(training.optimizer.lr(1), Err(Error::RateExhausted { .. })), "asked for, it says so");
+        // A control: with a parameter the group does.
+        let taken = builder
+            .groups([ParamGroup::matching(Select::name("none")), nothing.clone()])
+            .params([&weight, &Parameter::new("none", [1])]);
+        let mut training = Training::new(taken, backend, &[vec![1.0; 2], vec![1.0; 1]]).unwrap();
+        let mut step = || training.try_step(&[&[1.0_f32; 2][..], &[1.0_f32][..]]);
+        assert!(step().unwrap().applied(), "as configured");
+        assert!(
+            matches!(step(), Err(Error::HyperParameter { name, .. }) if name.contains("adam.beta1")),
+            "as it varies"
+        );
+    }
 }

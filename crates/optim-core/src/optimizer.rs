@@ -743,6 +743,8 @@ impl Optimizer {
 
     /// Sorts the parameters into classes.
     fn classify(&mut self) {
+        self.groups.iter_mut().for_each(|group| group.is_empty = true);
+        self.tensors.iter().for_each(|tensor| self.groups[tensor.group].is_empty = false);
         self.classes.clear();
         self.class_of.clear();
         self.sizes.clear();
@@ -790,7 +792,10 @@ impl Optimizer {
             let rates = if later > 0 { &mut self.later_rates[later - 1] } else { &mut self.rates };
             let rates = Arc::get_mut(rates).map_or(&mut [][..], |rates| rates);
             for ((rate, group), rule) in rates.iter_mut().zip(&self.groups).zip(&self.rules) {
-                *rate = group.lr_at(rule, update)?;
+                *rate = match group.lr_at(rule, update) {
+                    Err(_) if group.is_empty => 0.0,
+                    rate => rate?,
+                };
             }
             let rates = if later > 0 { Arc::clone(&self.later_rates[later - 1]) } else { Arc::clone(&self.rates) };
             for index in 0..self.classes.len() {
@@ -900,7 +905,7 @@ fn firsts(rule: &dyn crate::rule::UpdateRule) -> &'static [bool] {
 
 /// Changes a group's rule to what it is at the 0-based update.
 fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
-    if group.varies.is_empty() {
+    if group.varies.is_empty() || group.is_empty {
         return Ok(());
     }
     rule.clone_from(group.rule());

@@ -26,7 +26,7 @@ pub struct StepReport {
     /// The number of this update: 1 for the first. Of a step that was skipped, the number that the next one has; of one that is
     /// pending, the number it has if no pending one is skipped.
     pub step: u64,
-    /// The rate that each group used, in the order of the groups.
+    /// The rate that each group used, in the order of the groups; 0 for one without parameters whose rate has ended.
     pub rates: Arc<[f64]>,
     /// What the guard measured; `None` without one, and while the step is pending.
     pub gradients: Option<Gradients>,

@@ -46,12 +46,24 @@ pub struct Group {
     /// The largest norm; 0 for none.
     pub(crate) max_norm: f64,
     pub(crate) varies: Vec<Edit>,
+    /// Whether it has no parameters: one for a rest that there is not. Nothing is asked of its rates then.
+    pub(crate) is_empty: bool,
 }
 
 impl Group {
     pub(crate) fn new(place: String, rule: (Rule, Origin), lr: (Rate, Origin), weight_decay: (Rate, Origin)) -> Self {
         let centralization = (Centralization::Off, Origin::Default);
-        Self { place, name: None, rule, lr, weight_decay, centralization, max_norm: 0.0, varies: Vec::new() }
+        Self {
+            place,
+            name: None,
+            rule,
+            lr,
+            weight_decay,
+            centralization,
+            max_norm: 0.0,
+            varies: Vec::new(),
+            is_empty: false,
+        }
     }
 
     /// The name, if it was given one.
