@@ -336,6 +336,8 @@ impl GpuBackend {
     /// pending verdicts: more than 32 of them, a list of rates that ends, or a rule whose first update differs.
     ///
     /// An encoder of another device cannot be recognized: wgpu refuses it when it is finished.
+    ///
+    /// There is no counterpart of [`step_accumulated`](Optimizer::step_accumulated), which submits what it does.
     pub fn encode_step(
         &self,
         encoder: &mut wgpu::CommandEncoder,
