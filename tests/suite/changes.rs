@@ -186,6 +186,22 @@ on_every_backend! {
         assert_eq!(refused(varied.try_step(&gradients(&problem, 1))), "group 0: vary");
     }
 
+    /// A rule that begins like its other updates does not become one that begins otherwise.
+    fn beginnings(target) {
+        let problem = Problem::shaped(&SHAPES, 3, 8);
+        let sgd = Sgd { momentum: 0.5, ..Sgd::new(0.1) };
+        for (dampening, later, is_taken) in [(0.5, 0.25, true), (0.0, 0.25, false), (0.5, 0.0, false)] {
+            let later = move |sgd: &mut Sgd, update: u64| sgd.dampening = if update > 0 { later } else { dampening };
+            let group = ParamGroup::new(&problem.parameters).vary(later);
+            let mut varied = start(Sgd { dampening, ..sgd.clone() }.groups([group]), target, &problem);
+            assert!(varied.step(&gradients(&problem, 0)).applied(), "as it was built");
+            match varied.try_step(&gradients(&problem, 1)) {
+                Ok(report) => assert!(is_taken && report.applied(), "{dampening}"),
+                error => assert_eq!((refused(error), is_taken), ("group 0: vary".into(), false), "{dampening}"),
+            }
+        }
+    }
+
     /// A rate that a rule makes itself is told, scaled, and given up for one of the caller's.
     fn rates_of_the_rules_own(target) {
         let problem = Problem::shaped(&SHAPES, 2, 9);

@@ -566,9 +566,11 @@ impl Builder {
     }
 }
 
-/// Refuses what a group has made of its rule if that has another kernel or keeps its state in another way.
+/// Refuses what a group has made of its rule if that has another kernel, keeps its state in another way, or begins in another way: an
+/// update that may be one of several has as many records in each.
 pub(crate) fn check_vary(place: &str, own: &Rule, varied: &Rule) -> Result<()> {
-    if same_state(varied, own) {
+    let begins = |rule: &Rule| rule.spec().first_update_differs();
+    if same_state(varied, own) && begins(varied) == begins(own) {
         return Ok(());
     }
     let (name, expected) = (format!("{place}: vary"), "a change that leaves the rule's kernel and state as they are");

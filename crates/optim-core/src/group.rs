@@ -139,7 +139,8 @@ impl ParamGroup {
     }
 
     /// Changes hyper-parameters of the rule at every update, as a function of its 0-based index: momentum or betas that follow a
-    /// schedule. Every update starts from the rule as configured. The state that the rule keeps must stay the same. Rate and weight
+    /// schedule. Every update starts from the rule as configured. The state that the rule keeps must stay the same, and so must whether
+    /// a parameter's first update is computed otherwise (with [`Sgd`](crate::Sgd), whether dampening is 0). Rate and weight
     /// decay are schedules of their own: [`lr`](Self::lr), [`weight_decay`](Self::weight_decay); changes of them do nothing here.
     ///
     /// ```

@@ -53,8 +53,6 @@ pages! {
     #[cfg_attr(all(feature = "cpu", feature = "gpu"), doc = include_str!("guide/buffers.md"))]
     gpu
     own_rules
-    // Its sample drops reports.
-    #[cfg_attr(doctest, doc(test(attr(allow(unused_must_use)))))]
     numerics
     from_mindspore
     from_pytorch
