@@ -51,7 +51,7 @@ fn long_rates_do_not_hinder_saving() {
     for (rate, is_kept) in [(short, true), (long, false), (deep.into(), false)] {
         let builder = || {
             let groups = ["a", "b", "c"].map(|name| ParamGroup::new([Parameter::new(name, [1])]).weight_decay(0.5));
-            Adam::new(rate.clone()).groups(groups).build(Backend::Cpu).unwrap()
+            Adam::new(rate.clone()).groups(groups).build(Naive::default()).unwrap()
         };
         let mut optimizer = builder();
         let file = file(&mut optimizer);
