@@ -48,6 +48,11 @@ struct Array {
 }
 
 impl Array {
+    /// The bytes of a tensor of so many elements.
+    fn bytes(&self, elements: usize) -> usize {
+        elements.div_ceil(self.shared) * self.bits / 8
+    }
+
     /// The words of the array in a page of so many elements.
     fn words(&self, elements: usize) -> usize {
         (elements.div_ceil(self.shared) * self.bits / 32).next_multiple_of(4)
@@ -156,7 +161,7 @@ impl Kind {
         } else {
             let sizes: Vec<_> = kind.layout.pages.iter().map(|&len| bytes(kind.words(len))).collect();
             kind.pages = context.pages(sizes, "state")?;
-            kind.fill(context)?;
+            kind.fill(context, plan, &tensors)?;
         }
         Ok(kind)
     }
@@ -175,8 +180,9 @@ impl Kind {
         words
     }
 
-    /// Fills the pages with what is there at the beginning.
-    fn fill(&self, context: &Context) -> Result<()> {
+    /// Fills the pages with what is there at the beginning: with what the first tensor's rule says, and where another's slots begin
+    /// with other numbers, with those.
+    fn fill(&self, context: &Context, plan: &Plan<'_>, tensors: &[&Tensor]) -> Result<()> {
         let mut encoder = context.encoder()?;
         for (buffer, &elements) in self.pages.iter().zip(&self.layout.pages) {
             let mut offset = 0;
@@ -186,6 +192,19 @@ impl Kind {
                     context.fill(&mut encoder, Region { buffer, offset, size }, array.init)?;
                 }
                 offset += size as u64;
+            }
+        }
+        if self.factored.is_some() {
+            return context.submit([encoder]).map(drop);
+        }
+        for (member, tensor) in tensors.iter().enumerate() {
+            let own = arrays(tensor, &plan.rules[tensor.rule].spec().slots());
+            for (own, _) in own.iter().zip(&self.arrays).filter(|(own, first)| own.init != first.init) {
+                for (buffer, start, len) in self.places(member, own.part, 0, own.bytes(tensor.parameter.len())) {
+                    // Between tensors there is room to the end of the word.
+                    let region = Region { buffer, offset: start as u64, size: len.next_multiple_of(4) };
+                    context.fill(&mut encoder, region, own.init)?;
+                }
             }
         }
         context.submit([encoder]).map(drop)
