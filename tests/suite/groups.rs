@@ -5,9 +5,11 @@ use optim_tests::{Bound, Naive, Problem, Run, Target, Training, compare, on_ever
 use optimizers::core::{Centralization, Origin, Select};
 use optimizers::schedule::{Cyclic, Linear, from_fn};
 use optimizers::{
-    AdaFactor, Adam, AdamOffload, AdamW, AdamWeightDecay, Builder, Error, Grad, Lion, Momentum, ParamGroup, Parameter,
-    Rate, Result, Rule, Schedule, Sgd,
+    AdaFactor, Adagrad, Adam, AdamOffload, AdamW, AdamWeightDecay, Builder, Error, Ftrl, Grad, Lars, Lion, Momentum,
+    ParamGroup, Parameter, ProximalAdagrad, Rate, Result, RmsProp, Rule, Schedule, Sgd, StateDType,
 };
+
+const STATES: [StateDType; 3] = [StateDType::F32, StateDType::Bf16, StateDType::Block8];
 
 const MODEL: [(&str, &[usize]); 7] = [
     ("embed.weight", &[5, 4]),
@@ -505,6 +507,45 @@ on_every_backend! {
             assert_differ(&on, &off);
             let like = if ignored.contains(&rule.spec().name()) { off } else { on };
             assert_same(&like, &run(Centralization::MindSpore, "as in MindSpore"));
+        }
+        // Around one of them, LARS ignores it too.
+        let run = |how: Centralization, by: &str| {
+            let group = ParamGroup::new(&problem.parameters).grad_centralization(how);
+            trained(Lars::new(AdamWeightDecay::default()).groups([group]), target, &problem, by)
+        };
+        let off = run(Centralization::Off, "off");
+        assert_differ(&run(Centralization::On, "on"), &off);
+        assert_same(&off, &run(Centralization::MindSpore, "as in MindSpore"));
+    }
+
+    /// Groups of one rule whose slots begin with other numbers, in every format of state; one of a length that fills no word.
+    fn initial_state_of_each(target) {
+        let groups: [[Rule; 2]; 4] = [
+            [Adagrad { accum: 100.0, ..Adagrad::default() }.into(), Adagrad { accum: 1.0, ..Adagrad::default() }.into()],
+            [Ftrl { initial_accum: 0.25, ..Ftrl::default() }.into(), Ftrl { initial_accum: 4.0, ..Ftrl::default() }.into()],
+            [RmsProp { initial_ms: 0.0, ..RmsProp::default() }.into(), RmsProp { initial_ms: 2.0, ..RmsProp::default() }.into()],
+            [
+                ProximalAdagrad { accum: 0.5, ..ProximalAdagrad::default() }.into(),
+                ProximalAdagrad { accum: 8.0, ..ProximalAdagrad::default() }.into(),
+            ],
+        ];
+        for (rules, state) in groups.iter().flat_map(|rules| STATES.map(|state| (rules, state))) {
+            let lens = [300, 5, 257, 1];
+            let names = ["a0", "b0", "a1", "b1"];
+            let parameter = |nth: usize| Parameter::new(names[nth], [lens[nth]]);
+            let group = |nth: usize| ParamGroup::new([parameter(nth), parameter(nth + 2)]).rule(rules[nth].clone());
+            let builder = Builder::new(rules[0].clone()).groups([group(0), group(1)]).state_dtype(state);
+            let optimizer = match builder.build(target) {
+                Err(Error::Unsupported { .. } | Error::State { .. } | Error::HyperParameter { .. }) if state != StateDType::F32 => continue,
+                built => built.unwrap(),
+            };
+            for (nth, name) in names.iter().enumerate() {
+                for slot in rules[nth % 2].spec().slots() {
+                    let values = optimizer.slot(name, slot.name).unwrap();
+                    let near = |x: &f32| (x - slot.init).abs() <= 0.01 * slot.init.abs();
+                    assert!(values.len() == lens[nth] && values.iter().all(near), "{name}, {}, {state:?}: {values:?}", slot.name);
+                }
+            }
         }
     }
 

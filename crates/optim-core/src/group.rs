@@ -32,6 +32,7 @@ impl Centralization {
     /// Whether the gradient of a parameter of this shape is centralized.
     #[must_use]
     pub fn applies(self, rule: &Rule, shape: &[usize]) -> bool {
+        let rule = if let Rule::Lars(lars) = rule { &lars.inner } else { rule };
         let ignored = || matches!(rule, Rule::AdamOffload(_) | Rule::AdamWeightDecay(_) | Rule::AdaFactor(_));
         match (self, shape) {
             (Self::Off, _) | (_, [] | [_]) => false,
@@ -131,7 +132,8 @@ impl ParamGroup {
     /// # let _ = group;
     /// ```
     ///
-    /// With a config of another rule than the group's, building is an error that says so.
+    /// With a config of another rule than the group's, building is an error that says so. Trap: a weight decay of the group's or of the
+    /// builder's takes the place of one that is set here.
     #[must_use]
     pub fn hyper<C: Config>(mut self, edit: impl Fn(&mut C) + Send + Sync + 'static) -> Self {
         self.edits.push(Arc::new(move |rule, _| C::of(rule).map(&edit)));
