@@ -859,6 +859,66 @@ fn late_reports() {
     }
 }
 
+/// What has been accumulated is still there when an earlier step's report, which comes late, is an error.
+#[test]
+fn accumulated_gradients_survive_the_error_of_an_earlier_step() {
+    let scale = DynamicLossScale { init_loss_scale: 1.0, max_skips: 0, ..DynamicLossScale::default() };
+    let builder = sgd().params([Parameter::new("w", [2])]).loss_scale(scale);
+    let mut optimizer = builder.build(Naive { late: 1 }).unwrap();
+    let (mut p, one) = ([1.0_f32; 2], [1.0_f32; 2]);
+    for g in [[f32::INFINITY; 2], one] {
+        assert_eq!(optimizer.step(&mut [(&mut p).into()], &[(&g).into()]).unwrap().outcome, Outcome::Pending);
+    }
+    let once = p;
+    optimizer.accumulate(&[(&one).into()], 1.0).unwrap();
+    let told = optimizer.step_accumulated(&mut [(&mut p).into()]);
+    assert!(matches!(told, Err(Error::TooManySkips { skips: 1, .. })), "{told:?}");
+    assert_eq!(p, once, "it has not been made");
+    assert_eq!(optimizer.step_accumulated(&mut [(&mut p).into()]).unwrap().outcome, Outcome::Pending);
+    assert_ne!(p, once);
+    assert!(matches!(optimizer.step_accumulated(&mut [(&mut p).into()]), Err(Error::State { .. })));
+}
+
+/// A step that is reported at once, behind one whose late report is an error, has been made, and counts. (With memory of the device
+/// and then of the host: reports of the former are late.)
+#[cfg(feature = "gpu")]
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn steps_behind_an_error_count() {
+    let backend = optim_tests::gpu();
+    // Whether the late report is there in time is luck.
+    for round in 0..8 {
+        let scale = DynamicLossScale { init_loss_scale: 1.0, max_skips: 0, ..DynamicLossScale::default() };
+        let rates = vec![0.1, 0.01, 0.001, 0.0001];
+        let rule = Sgd { lr: rates.into(), ..Sgd::default() };
+        let mut optimizer = rule.params([Parameter::new("w", [2])]).loss_scale(scale).build(backend.clone()).unwrap();
+        let (param, grad) = (backend.buffer(&[1.0; 2]).unwrap(), backend.buffer(&[f32::INFINITY, 1.0]).unwrap());
+        assert_eq!(optimizer.step(&mut [(&param).into()], &[(&grad).into()]).unwrap().outcome, Outcome::Pending);
+        let (mut p, one) = ([1.0_f32; 2], [1.0_f32; 2]);
+        let mut applied = 0;
+        let mut errors = 0;
+        for _ in 0..3 {
+            let before = p;
+            match optimizer.step(&mut [(&mut p).into()], &[(&one).into()]) {
+                Ok(report) => {
+                    applied += 1;
+                    assert!(report.applied(), "round {round}: {report:?}");
+                }
+                Err(Error::TooManySkips { skips: 1, .. }) => {
+                    errors += 1;
+                    applied += u64::from(p != before);
+                }
+                Err(error) => panic!("round {round}: {error}"),
+            }
+            assert_eq!(optimizer.step_count(), applied, "round {round}");
+        }
+        assert_eq!(errors, 1, "round {round}");
+        let expected = [0.1_f32, 0.01, 0.001].iter().take(usize::try_from(applied).unwrap()).fold(1.0, |p, lr| p - lr);
+        assert_eq!(p, [expected; 2], "round {round}");
+        assert_eq!(optimizer.state().unwrap().meta().step, applied, "round {round}");
+    }
+}
+
 /// A helper that waits gives the report of the step.
 #[test]
 fn final_reports() {

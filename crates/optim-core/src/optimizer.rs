@@ -15,7 +15,7 @@ use crate::report::Gradients;
 use crate::rule::{At, Decay, Passes, Slot, Sparse};
 use crate::rules::single;
 use crate::settings::{Ema, Group, Settings};
-use crate::{Builder, DType, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StepReport};
+use crate::{Builder, DType, Error, Grad, Outcome, ParamMut, Parameter, Rate, Result, Rule, StateDType, StepReport};
 
 mod change;
 mod explain;
@@ -26,7 +26,7 @@ mod watch;
 pub(crate) use change::same_state;
 pub use explain::Explanation;
 
-/// The most steps whose verdict may be pending; one more waits for the oldest.
+/// The most steps whose verdict may be pending; one more waits for them.
 const MOST_PENDING: usize = 32;
 
 /// The most reports that are kept for [`Optimizer::try_report`]; the oldest go first.
@@ -205,7 +205,8 @@ impl Optimizer {
     /// another element type than their parameter. Memory may be on the host or on the backend's device. The step counter, and so every
     /// schedule, advances by one.
     ///
-    /// With a guard the report may be [`Pending`](Outcome::Pending) where all memory is on a device.
+    /// With a guard the report may be [`Pending`](Outcome::Pending) unless parameters on the host are updated on a device: then the step
+    /// waits for them anyway.
     ///
     /// On the CPU nothing is allocated once the first step is done.
     ///
@@ -215,7 +216,7 @@ impl Optimizer {
     /// [`Error::TooManySkips`] once more steps in a row were skipped than the loss scale allows.
     pub fn step(&mut self, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<StepReport> {
         refuse_accumulated(grads)?;
-        self.advance(None, params, grads, 1.0)
+        self.advance(None, params, grads, None)
     }
 
     /// As [`step`](Self::step), but its commands are recorded into `target`, to be run when the caller says. For backends, which
@@ -232,7 +233,7 @@ impl Optimizer {
         grads: &[Grad<'_>],
     ) -> Result<StepReport> {
         refuse_accumulated(grads)?;
-        self.advance(Some(target), params, grads, 1.0)
+        self.advance(Some(target), params, grads, None)
     }
 
     /// As [`step`](Self::step), with each parameter's memory and gradient by name, in any order. All parameters are named; one
@@ -310,11 +311,8 @@ impl Optimizer {
         for (grad, &accumulated) in grads.iter_mut().zip(&self.accumulated) {
             *grad = if accumulated { Grad::Accumulated } else { Grad::None };
         }
-        let report = self.advance(None, params, &grads, self.total_weight);
+        let report = self.advance(None, params, &grads, Some(self.total_weight));
         self.own_grads = grads;
-        if matches!(report, Ok(_) | Err(Error::TooManySkips { .. })) {
-            self.discard_accumulated();
-        }
         report
     }
 
@@ -324,15 +322,16 @@ impl Optimizer {
         self.total_weight = 0.0;
     }
 
-    /// One step, with gradients that are `weight` times too large beside the loss scale; recorded, if there is something to record
-    /// into.
+    /// One step, recorded if there is something to record into; with what has been accumulated, if the sum of its weights is given: by
+    /// that gradients are too large beside the loss scale.
     fn advance(
         &mut self,
         target: Option<&mut dyn Any>,
         params: &mut [ParamMut<'_>],
         grads: &[Grad<'_>],
-        weight: f64,
+        accumulated: Option<f64>,
     ) -> Result<StepReport> {
+        let weight = accumulated.unwrap_or(1.0);
         if self.swapped {
             let (what, expected) = ("a step while averages stand in the parameters", "call `swap_ema_out` first");
             return Err(Error::State { what, expected });
@@ -388,6 +387,10 @@ impl Optimizer {
         };
         self.torn = false;
         let progress = progress?;
+        // An error of an earlier step, which may come before, leaves it for another try.
+        if accumulated.is_some() {
+            self.discard_accumulated();
+        }
         self.seeded.fill(true);
         let present = self.record_of.iter().zip(grads).map(|(&record, grad)| record != FROZEN && !grad.is_none());
         let verdict = match progress {
@@ -408,12 +411,25 @@ impl Optimizer {
             }
         }
         let first = self.step;
-        self.settle()?;
+        // This one has been made: an error of an earlier step is told once it has been taken in.
+        let mut earlier = Ok(());
+        while !self.pending.is_empty() {
+            let left = self.pending.len();
+            let settled = self.settle();
+            if self.pending.len() == left {
+                return Err(settled.err().unwrap_or(Error::StepLost));
+            }
+            earlier = earlier.and(settled);
+        }
         let rates = match usize::try_from(self.step - first) {
             Ok(0) | Err(_) => Arc::clone(&self.rates),
             Ok(later) => Arc::clone(&self.later_rates[later - 1]),
         };
-        self.conclude(rates, verdict)
+        let report = self.conclude(rates, verdict)?;
+        if earlier.is_err() {
+            self.reports.push_back(report.clone());
+        }
+        earlier.map(|()| report)
     }
 
     /// Takes in what has become of a step.
@@ -464,6 +480,10 @@ impl Optimizer {
                 for (updated, present) in self.updated.iter_mut().zip(present) {
                     *updated |= present;
                 }
+            }
+            if variant >= rates.len() {
+                let (what, expected) = ("a step that ran out of turn", "submit encoders in the order of their steps");
+                return Err(Error::State { what, expected });
             }
             let report = self.conclude(rates.swap_remove(variant), Some(verdict))?;
             self.reports.push_back(report);
@@ -529,7 +549,8 @@ impl Optimizer {
     }
 
     /// The dynamic loss scale in the device's memory, one `f32`, for kernels that compute gradients there: it is always that of the
-    /// next step to be submitted, without waiting. `None` on a backend that decides on the host.
+    /// next step to be submitted, without waiting. Ask again after adding a group or moving rows: the state is in other memory then.
+    /// `None` on a backend that decides on the host.
     #[must_use]
     pub fn loss_scale_memory(&self) -> Option<&dyn crate::DeviceMemory> {
         self.engine.loss_scale_memory()
@@ -701,6 +722,10 @@ impl Optimizer {
         if self.settings.units.is_some() || self.classes[self.class_of[index]].centralized {
             let what = format!("a row-sparse gradient ({name:?}) with centralization or adaptive clipping");
             return unsupported(what);
+        }
+        let in_blocks = |slot: &Slot| matches!(tensor.slot_format(slot), SlotFormat::Block8(_));
+        if tensor.state == StateDType::Block8 && rule.slots().iter().any(in_blocks) {
+            return unsupported(format!("a row-sparse gradient ({name:?}) with 8-bit state"));
         }
         if let Some(&index) = indices.iter().find(|&&index| index as usize >= *rows) {
             return Err(Error::RowIndex { name: name.into(), index, rows: *rows });

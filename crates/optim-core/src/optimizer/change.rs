@@ -16,7 +16,7 @@ use super::Pace;
 const CHUNK: usize = 1 << 20;
 
 impl Optimizer {
-    /// The rate of a group at the next update.
+    /// The rate of a group at the next update, as if those that are pending had not been made.
     ///
     /// # Errors
     /// [`Error::Unknown`] if there is no such group; an exhausted list of rates, or a schedule that returns no finite number.
@@ -169,8 +169,8 @@ impl Optimizer {
     }
 
     /// Adds a group of listed parameters, which come behind all others in a step. It inherits what the optimizer was built with
-    /// (layer-wise decay of rates counts its layers by themselves). Their state begins
-    /// anew, at the optimizer's step count; that of the others goes on. All state is copied once.
+    /// (layer-wise decay of rates counts its layers by themselves); as in any group, its members decay whatever their names. Their state
+    /// begins anew, at the optimizer's step count; that of the others goes on. All state is copied once.
     ///
     /// # Errors
     /// As [`Builder::build`](crate::Builder::build); [`Error::State`] while gradients are accumulated or averages stand in the parameters.

@@ -131,14 +131,14 @@ impl fmt::Display for Optimizer {
         let mut rows = vec![
             ["group", "rule", "parameters", "elements", "rate", "decay", "centralized", "state"].map(String::from),
         ];
-        for (group, memory) in self.groups.iter().zip(self.memory().groups) {
+        for (index, (group, memory)) in self.groups.iter().zip(self.memory().groups).enumerate() {
             let shown = |rate: Result<f64>| rate.map_or("none".into(), |rate| rate.to_string());
             rows.push([
                 memory.place,
                 group.rule().spec().name().into(),
                 memory.parameters.to_string(),
                 memory.elements.to_string(),
-                shown(group.lr_at(group.rule(), self.step)),
+                shown(self.lr(index)),
                 shown(group.decay_at(self.step)),
                 group.grad_centralization().describe().into(),
                 format!("{} bytes", memory.bytes),
