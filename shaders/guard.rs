@@ -39,7 +39,7 @@ pub fn compose_guard_totals() -> String {
 
 /// The kernel that decides: one workgroup.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `variants`, `measured`, `group_of`, `control`, `verdict`.
+/// The bindings of group 0, in order: `records`, `variants`, `measured`, `group_of`, `control`, `verdict`.
 #[must_use]
 pub fn compose_decide() -> String {
     format!("{PRELUDE}\n{REDUCE}\n{UNUSED_STEP}\n{RECORD}{GUARD}")

@@ -12,6 +12,11 @@ struct Guard {
     window: u32,
     floor: f32,
     cap: f32,
+    // The updates that the step may be.
+    updates: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 // Whose norm is clipped.
@@ -61,6 +66,8 @@ struct Verdict {
 
 const NOT_FINITE = 1u;
 const NORM_OVERFLOW = 2u;
+// There are no records of the update that it is: it runs in another order than it was recorded in.
+const OUT_OF_TURN = 3u;
 const NONE = 0xffffffffu;
 
 // The exponent bits of an f32: all set in what is not finite.
@@ -128,7 +135,11 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     }
 
     let inverse = 1.0 / before.scale;
-    let variant = (before.applied - guard.first) * guard.records;
+    var variant = (before.applied - guard.first) * guard.records;
+    if (before.applied - guard.first >= guard.updates) {
+        skip = OUT_OF_TURN;
+        variant = 0u;
+    }
     // The last record that was clipped by the norm of all, counted from 1.
     var clipped = 0u;
     for (var i = lane; i < guard.records; i = i + LANES) {
@@ -194,6 +205,9 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         }
     }
     next.current = next.current + 1u;
+    if (skip == OUT_OF_TURN) {
+        next = before;
+    }
     control = next;
 
     verdict.skip = skip;

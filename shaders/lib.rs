@@ -139,7 +139,7 @@ pub const BLOCK: u32 = 256;
 /// `entry(s: Step, p: ptr<function, f32>, g: f32, …)` with one further `ptr<function, f32>` for each slot. It can be
 /// one of [`RULES`] or a text of your own; it must not use the names of the prelude or of what is written here.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `tiles`, `params`, `grads`, `state`, `page` (uniform); with
+/// The bindings of group 0, in order: `records`, `tiles`, `params`, `grads`, `state`, `page` (uniform); with
 /// `rows`, what [`compose_units`] has made of each row, `units`.
 ///
 /// # Panics
@@ -213,7 +213,7 @@ pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access)
         units(&mut text, 8, "tile");
     }
     text.push_str(MAIN);
-    if matches!(work, Work::Store | Work::Average) {
+    if matches!(work, Work::Seed | Work::Store | Work::Average) {
         text.push_str(RETURN_IF_SKIPPED);
     }
     text.push_str(RETURN_BEYOND);
@@ -282,7 +282,7 @@ impl Norms<'_> {
 
 /// A whole kernel that sums the terms of slices: [`PRELUDE`], [`REDUCE`], the source, the bindings and `main`.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `slices`, `params`, `grads`, `state`, `page` (uniform),
+/// The bindings of group 0, in order: `records`, `slices`, `params`, `grads`, `state`, `page` (uniform),
 /// `parts`; with `rows`, what [`compose_units`] has made of each row, `units`.
 #[must_use]
 pub fn compose_measure(norms: &Norms<'_>, storage: &Storage, grad: Format, access: Access, rows: bool) -> String {
@@ -355,7 +355,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 
 /// A whole kernel that adds up the parts of parameters and completes their records.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `spans`, `parts`.
+/// The bindings of group 0, in order: `records`, `spans`, `parts`.
 #[must_use]
 pub fn compose_finish(norms: &Norms<'_>) -> String {
     let mut text = format!("{PRELUDE}\n{REDUCE}\n{}\n{RECORD}", norms.source());
@@ -404,7 +404,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 /// The kernel that makes of each row of a gradient the numbers that it is shaped with: the factor of adaptive clipping and the mean.
 /// A row may be cut where bindings end.
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `stretches`, `params`, `grads`, `state`, `page` (uniform),
+/// The bindings of group 0, in order: `records`, `stretches`, `params`, `grads`, `state`, `page` (uniform),
 /// `units`, `carries`. Numbers are read one by one.
 #[must_use]
 pub fn compose_units(storage: &Storage, grad: Format) -> String {
@@ -463,7 +463,7 @@ pub fn compose_gather(buffers: usize, back: bool) -> String {
 /// The kernels of a rule whose second moments are kept by row and by column: one module with the entry points
 /// [`FACTORED_WALKS`].
 ///
-/// The bindings of group 0, in order: `records` (dynamic offset), `dims` (uniform), `params`, `grads`, `row_moments`,
+/// The bindings of group 0, in order: `records`, `dims` (uniform), `params`, `grads`, `row_moments`,
 /// `column_moments`, `first_moments`, `row_factors`, `parts`.
 #[must_use]
 pub fn compose_factored(rule: &str, moments: Moments) -> String {

@@ -1153,6 +1153,11 @@ mod device {
         let error = backend.zeros((1 << 14) + 1).map(|_| ()).unwrap_err();
         let expected = (1 << 16) + 256;
         assert_eq!(error, Error::DeviceLimit { what: "max_buffer_size", expected, got: 1 << 16 });
+        // Without a list of its windows, which would be as long.
+        for len in [1 << 62, usize::MAX] {
+            let error = backend.zeros(len).map(|_| ()).unwrap_err();
+            assert!(matches!(error, Error::DeviceLimit { what: "max_buffer_size", .. }), "{error}");
+        }
         // On the host it may be longer: state and staging are cut into windows.
         let mut optimizer = adam(&[1 << 16], &backend).unwrap();
         let (mut p, g) = (vec![0.0_f32; 1 << 16], vec![0.0_f32; 1 << 16]);

@@ -6,7 +6,8 @@ use optim_tests::{Random, gpu};
 use optimizers::gpu::{Counters, GpuOptions};
 use optimizers::{
     Adam, AdamOffload, Builder, DType, DynamicLossScale, Error, GpuBackend, GpuBuffer, Grad, Lamb, LoadOptions,
-    LossScale, Master, Momentum, Optimizer, Outcome, ParamMut, Parameter, Result, Rule, Sgd, Skip, StepReport,
+    LossScale, Master, Momentum, Optimizer, Outcome, ParamGroup, ParamMut, Parameter, Result, Rule, Sgd, Skip,
+    StepReport,
 };
 
 const LENS: [usize; 4] = [65, 0, 1000, 16_385];
@@ -374,6 +375,21 @@ fn that_cannot_be_recorded_are_refused() {
     let result = backend.encode_step(&mut commands, &mut optimizer, &mut [(&param).into()], &[(&host_grad).into()]);
     assert!(matches!(result, Err(Error::Memory { what: "gradient", ref name, .. }) if name == "w"), "{result:?}");
     assert_eq!(optimizer.step_count(), 0);
+    // Not even what sets its master, which takes more than is uploaded at once, without a gradient.
+    let len = 9_000_000;
+    let named = [Parameter::new("w", [3]), Parameter::new("large", [len]).with_dtype(DType::Bf16)];
+    let mut seeded = Momentum::new(0.1, 0.9).params(named).master(Master::F32).build(backend.clone()).unwrap();
+    let (mut large, before) = (vec![bf16::ONE; len], calls(&backend));
+    let params = &mut [(&param).into(), (&mut large).into()];
+    let result = backend.encode_step(&mut commands, &mut seeded, params, &[(&grad).into(), Grad::None]);
+    assert!(matches!(result, Err(Error::Memory { what: "parameter", ref name, .. }) if name == "large"), "{result:?}");
+    assert_eq!(calls(&backend), before);
+
+    // An encoder of another instance of wgpu.
+    let foreign = &mut encoder(&GpuBackend::new().unwrap());
+    let result = backend.encode_step(foreign, &mut optimizer, &mut [(&param).into()], &[(&grad).into()]);
+    assert!(matches!(result, Err(Error::Device { .. })), "{result:?}");
+    assert_eq!(optimizer.step_count(), 0);
 
     // Optimizers of other places.
     let mut own = builder().build(GpuBackend::new().unwrap()).unwrap();
@@ -494,6 +510,139 @@ fn that_are_lost_leave_no_master_unset() {
         submit(&backend, commands);
         while optimizer.wait_report().unwrap().is_some() {}
         assert_eq!(outcome(&optimizer, &param), plain[usize::from(guard)], "{what}");
+    }
+}
+
+/// Momentum over three `bf16` weights with a master and an average, which the first step sets.
+fn with_master(backend: &GpuBackend) -> (Optimizer, GpuBuffer, GpuBuffer) {
+    let values: Vec<bf16> = [1.0, -2.0, 3.5].map(bf16::from_f32).to_vec();
+    let named = [Parameter::new("w", [3]).with_dtype(DType::Bf16)];
+    let optimizer = Momentum::new(0.01, 0.9).params(named).master(Master::F32).ema(0.5).build(backend.clone()).unwrap();
+    (optimizer, backend.buffer_of(&values).unwrap(), backend.buffer(&[0.25, 0.5, -1.0]).unwrap())
+}
+
+/// The step that sets masters and averages need not be the first that runs, nor run at all: whichever runs first sets them, once.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn that_overtake_the_first_find_their_masters() {
+    // Of its own: no other thread takes its callbacks.
+    let backend = GpuBackend::new().unwrap();
+    let plain = |gradients: [bool; 2]| {
+        let (mut optimizer, param, grad) = with_master(&backend);
+        for there in gradients {
+            let gradient = if there { (&grad).into() } else { Grad::None };
+            assert!(optimizer.step(&mut [(&param).into()], &[gradient]).unwrap().applied());
+        }
+        (param.read_of::<bf16>().unwrap(), optimizer.average("w").unwrap())
+    };
+    let (both, second) = (plain([true, true]), plain([false, true]));
+    assert_ne!(both, second);
+
+    // Two encoders; the first one is dropped once the second has been recorded.
+    for (dropped, expected) in [(false, &both), (true, &second)] {
+        let (mut optimizer, param, grad) = with_master(&backend);
+        let mut commands = [encoder(&backend), encoder(&backend)];
+        for encoder in &mut commands {
+            let (params, grads) = (&mut [(&param).into()], &[(&grad).into()]);
+            assert!(backend.encode_step(encoder, &mut optimizer, params, grads).unwrap().applied());
+        }
+        let [first, last] = commands;
+        if dropped {
+            drop(first);
+        } else {
+            submit(&backend, first);
+        }
+        submit(&backend, last);
+        let average = optimizer.average("w").unwrap();
+        assert_eq!((&param.read_of::<bf16>().unwrap(), &average), (&expected.0, &expected.1), "dropped: {dropped}");
+        let told = optimizer.step(&mut [(&param).into()], &[(&grad).into()]).map(drop);
+        assert_eq!(told, if dropped { Err(Error::StepLost) } else { Ok(()) });
+    }
+
+    // A plain step before the recorded one, against the documents: the weights are not lost, and the recorded one goes on from them.
+    let (mut optimizer, param, grad) = with_master(&backend);
+    let mut late = encoder(&backend);
+    let (params, grads) = (&mut [(&param).into()], &[(&grad).into()]);
+    assert!(backend.encode_step(&mut late, &mut optimizer, params, grads).unwrap().applied());
+    assert!(optimizer.step(params, grads).unwrap().applied());
+    assert_eq!(param.read_of::<bf16>().unwrap(), second.0);
+    submit(&backend, late);
+    assert_eq!(param.read_of::<bf16>().unwrap(), both.0);
+}
+
+/// Masters and averages that are not set are not given away, and a step sets them.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn whose_masters_are_not_set_yet_are_not_saved() {
+    // Of its own: no other thread takes its callbacks.
+    let (backend, options) = (GpuBackend::new().unwrap(), LoadOptions::default());
+    for dropped in [true, false] {
+        let (mut optimizer, param, grad) = with_master(&backend);
+        let values = param.read_of::<bf16>().unwrap();
+        let mut commands = encoder(&backend);
+        let (params, grads) = (&mut [(&param).into()], &[(&grad).into()]);
+        assert!(backend.encode_step(&mut commands, &mut optimizer, params, grads).unwrap().applied());
+        let commands = Some(commands).filter(|_| !dropped);
+        let added = || ParamGroup::new([Parameter::new("v", [2])]);
+        for result in [
+            // It is read when it is written, or loaded.
+            optimizer.state().and_then(|mut state| with_master(&backend).0.load_state(&mut state, &options).map(drop)),
+            optimizer.average("w").map(drop),
+            optimizer.swap_ema_in(params),
+            optimizer.add_group(added()),
+        ] {
+            assert!(matches!(&result, Err(Error::State { .. })), "dropped: {dropped}: {result:?}");
+        }
+        assert_eq!(param.read_of::<bf16>().unwrap(), values);
+        match commands {
+            Some(commands) => submit(&backend, commands),
+            None => {
+                assert_eq!(optimizer.step(params, grads).map(drop), Err(Error::StepLost));
+                assert!(optimizer.step(params, grads).unwrap().applied());
+            }
+        }
+        let trained = param.read_of::<bf16>().unwrap();
+        assert_ne!(trained, values);
+        assert!(optimizer.state().is_ok());
+        assert_ne!(optimizer.average("w").unwrap(), [0.0; 3]);
+        assert!(optimizer.swap_ema_in(params).is_ok() && optimizer.swap_ema_out(params).is_ok());
+        assert_eq!(param.read_of::<bf16>().unwrap(), trained);
+        assert!(optimizer.add_group(added()).is_ok());
+    }
+}
+
+/// A guarded step that would be an update for which it has no numbers changes nothing and is told.
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn that_run_out_of_turn_change_nothing() {
+    let backend = adopted();
+    let (params, grads) = ([backend.zeros(3).unwrap()], [backend.buffer(&[0.25, 0.5, -1.0]).unwrap()]);
+    for is_plain in [false, true] {
+        params[0].write(&[1.0, 2.0, 3.0]).unwrap();
+        let builder = Adam::new(0.1).params([Parameter::new("w", [3])]).guard(true);
+        let mut optimizer = builder.build(backend.clone()).unwrap();
+        let mut late = encoder(&backend);
+        let (mut p, g) = memory(&params, &grads);
+        assert_eq!(backend.encode_step(&mut late, &mut optimizer, &mut p, &g).unwrap().outcome, Outcome::Pending);
+        if is_plain {
+            assert_eq!(optimizer.step(&mut p, &g).unwrap().outcome, Outcome::Pending);
+        } else {
+            let mut early = encoder(&backend);
+            assert!(backend.encode_step(&mut early, &mut optimizer, &mut p, &g).is_ok());
+            submit(&backend, early);
+        }
+        let once = params[0].read().unwrap();
+        let near = |(got, expected): (&f32, f32)| (got - expected).abs() < 1e-6;
+        assert!(once.iter().zip([0.9, 1.9, 3.1]).all(near), "{once:?}");
+        submit(&backend, late);
+        assert_eq!(params[0].read().unwrap(), once, "the late one has changed something");
+        let reports: Vec<_> =
+            (0..2).map(|_| optimizer.wait_report().map(|report| report.map(|report| report.step))).collect();
+        assert_eq!(reports, [Err(Error::StepLost), Ok(Some(1))], "plain: {is_plain}");
+        // It goes on.
+        assert_eq!(optimizer.step(&mut p, &g).unwrap().outcome, Outcome::Pending);
+        assert_eq!(optimizer.wait_report().unwrap().map(|report| report.step), Some(2));
+        assert_ne!(params[0].read().unwrap(), once);
     }
 }
 

@@ -298,7 +298,8 @@ pub enum Error {
         /// The limit that passed.
         seconds: u64,
     },
-    /// The graphics library refused a call. After the library's own checks this is a defect of this library: please report it.
+    /// The graphics library refused a call: of this library, which after its own checks is a defect of it, so please report it; of a
+    /// callback of the caller's that wgpu called meanwhile; or because an encoder was of another device.
     #[error("the device refused a call: {detail}")]
     Device {
         /// What the graphics library said.

@@ -68,7 +68,7 @@ pub(crate) struct Recorded {
 
 impl Belt {
     /// Takes back what is done. Recorded steps whose commands were dropped or refused are told, each once.
-    pub(crate) fn recover(&mut self, context: &Context, mut lost: impl FnMut(&Recorded)) -> Result<()> {
+    pub(crate) fn recover(&mut self, context: &Context, mut known: impl FnMut(&Recorded, bool)) -> Result<()> {
         let mut failed = None;
         let free = &mut self.free;
         self.flying.retain(|flight| {
@@ -92,8 +92,7 @@ impl Belt {
                 Err(TryRecvError::Disconnected) => Ok(false),
             };
             match has_run {
-                Ok(true) => {}
-                Ok(false) => lost(recorded),
+                Ok(has_run) => known(recorded, has_run),
                 Err(error) => failed = Some(error),
             }
             false
@@ -117,12 +116,14 @@ impl Belt {
                 start += bytes.len();
             }
         })?;
-        let mut start = 0;
-        for &(buffer, offset, bytes) in writes {
-            let size = bytes.len() as u64;
-            encoder.copy_buffer_to_buffer(&staging, start, buffer, offset, size);
-            start += size;
-        }
+        context.scoped(|| {
+            let mut start = 0;
+            for &(buffer, offset, bytes) in writes {
+                let size = bytes.len() as u64;
+                encoder.copy_buffer_to_buffer(&staging, start, buffer, offset, size);
+                start += size;
+            }
+        })?;
         let mapped = map_on_submit(encoder, &staging, wgpu::MapMode::Write);
         self.flying.push(Flight { buffer: staging, mapped });
         Ok(())
@@ -152,6 +153,13 @@ impl Belt {
     /// A tensor's master and average no longer depend on recorded steps.
     pub(crate) fn forget_seed(&mut self, tensor: usize) {
         self.receipts.iter_mut().for_each(|(_, recorded)| recorded.seeds[tensor] = false);
+    }
+
+    /// Sets the flags of tensors whose masters and averages an expected step is to set.
+    pub(crate) fn seeds(&self, flags: &mut [bool]) {
+        for (_, recorded) in &self.receipts {
+            flags.iter_mut().zip(&recorded.seeds).for_each(|(flag, seed)| *flag |= seed);
+        }
     }
 
     /// Whether the receipt of such a step is expected.

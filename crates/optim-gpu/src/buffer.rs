@@ -269,6 +269,15 @@ impl Context {
     pub(crate) fn arena(self: &Arc<Self>, dtype: DType, lens: &[usize]) -> Result<Vec<GpuBuffer>> {
         // Elements in as many bytes.
         let elements = |words: usize| words * (4 / dtype.size());
+        let got = self.limits.max_buffer_size;
+        // Before the layout, which would be as long.
+        let padded = |&len: &usize| {
+            let blocks = len.max(1).div_ceil(elements(ALIGNMENT)) as u64;
+            blocks.saturating_mul(bytes(ALIGNMENT))
+        };
+        if let Some(expected) = lens.iter().map(padded).find(|&size| size > got) {
+            return Err(Error::DeviceLimit { what: "max_buffer_size", expected, got });
+        }
         let size = |elements: usize| (elements * dtype.size()) as u64;
         let layout = Layout::aligned(lens.iter().copied(), elements(self.window), elements(ALIGNMENT));
         let mut pages: Vec<Option<wgpu::Buffer>> = vec![None; layout.pages.len()];

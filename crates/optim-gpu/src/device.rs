@@ -1,5 +1,5 @@
-//! A device and its queue, and the two functions through which every call to wgpu goes: [`Context::scoped`] for what creates
-//! or submits, [`Context::wait`] for what waits. Between them no error is lost and no panic reaches the caller.
+//! A device and its queue, and the two functions through which calls to wgpu go that can fail: [`Context::scoped`] for what
+//! creates, records or submits, [`Context::wait`] for what waits. Between them no error is lost and no panic reaches the caller.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -36,6 +36,10 @@ const KEPT: usize = 4;
 /// The words of a record.
 const RECORD: usize = 32;
 
+/// The flag of a record's shaping with which nothing is updated, as in `prelude.wgsl`, and its byte in a record.
+const SKIP: u32 = 2;
+const FLAGS: u64 = std::mem::offset_of!(Shaping, flags) as u64;
+
 pub(crate) struct GpuEngine {
     context: Arc<Context>,
     tensors: Vec<Tensor>,
@@ -53,6 +57,8 @@ pub(crate) struct GpuEngine {
     belt: Belt,
     /// For each tensor whether the step that was to set master and average was lost.
     unseeded: Vec<bool>,
+    /// One word: 0 until one of the recorded steps that are to set masters and averages has done so, [`SKIP`] from then on.
+    seeded: Option<wgpu::Buffer>,
     /// For row-sparse gradients.
     scratch: Scratch,
     /// The most recently used first. They keep the caller's buffers alive.
@@ -109,6 +115,7 @@ impl GpuEngine {
             records: None,
             belt: Belt::default(),
             unseeded: vec![false; plan.tensors.len()],
+            seeded: None,
             scratch: Scratch::default(),
             schedules: Vec::with_capacity(KEPT + 1),
             words: Vec::new(),
@@ -292,7 +299,7 @@ impl GpuEngine {
         reading: Option<&Reading>,
     ) -> Result<()> {
         let words = bytemuck::cast_slice(&self.words);
-        let head = guard.map(Head::new);
+        let head = guard.map(|guard| Head::new(guard, self.words.len() / RECORD));
         let mut writes = Vec::with_capacity(3);
         match (&head, self.guard.variants(), &self.records) {
             (Some(head), Some(variants), _) => {
@@ -421,7 +428,7 @@ impl GpuEngine {
         grads: &[Grad<'_>],
         run: Run<'_>,
     ) -> Result<(Pieces, Option<wgpu::CommandEncoder>)> {
-        let Run { row_grads, others, zeros, guard, reading, is_callers } = run;
+        let Run { row_grads, others, zeros, guard, reading, is_callers, once } = run;
         let host_params = self.pieces(|tensor| matches!(pairs[tensor].param, Side::Own(Own::Params)));
         let is_host = |tensor: usize| matches!(pairs[tensor].grad, Side::Own(Own::Grads(_)));
         let is_dense = |tensor: usize| !matches!(grads.get(tensor), Some(Grad::Rows(..)));
@@ -450,7 +457,13 @@ impl GpuEngine {
         }
         self.context.upload(encoder, &uploads)?;
         self.write_records(encoder, guard, reading)?;
+        if let (Some(once), Some(records)) = (&once, &self.records) {
+            encoder.copy_buffer_to_buffer(once, 0, records, FLAGS, 4);
+        }
         self.encode_all(encoder, &others)?;
+        if let Some(once) = &once {
+            self.belt.write(&self.context, encoder, &[(once, 0, bytemuck::bytes_of(&SKIP))])?;
+        }
         let before = self.scatter(encoder, is_callers)?;
         Ok((host_params, before))
     }
@@ -555,7 +568,7 @@ impl GpuEngine {
             self.context.scoped(|| timer.begin(encoder))?;
         }
         let reads = reading.as_ref();
-        let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reads, is_callers };
+        let run = Run { row_grads: &row_grads, others, zeros: &[], guard, reading: reads, is_callers, once: None };
         let (pieces, before) = self.run(encoder, &pairs, params, grads, run)?;
         if let Some(timer) = &self.context.timer {
             self.context.scoped(|| timer.end(encoder))?;
@@ -580,25 +593,86 @@ impl GpuEngine {
         if self.belt.expects(|step| !records || step.seeds.contains(&true)) {
             self.context.poll()?;
         }
-        let (unseeded, mut lost) = (&mut self.unseeded, false);
-        self.belt.recover(&self.context, |step| {
-            unseeded.iter_mut().zip(&step.seeds).for_each(|(flag, seed)| *flag |= seed);
+        let (unseeded, mut ran, mut lost) = (&mut self.unseeded, vec![false; self.tensors.len()], false);
+        self.belt.recover(&self.context, |step, has_run| {
+            // One that has run has found them set, or has set them.
+            let flags = if has_run { &mut ran } else { &mut *unseeded };
+            flags.iter_mut().zip(&step.seeds).for_each(|(flag, seed)| *flag |= seed);
             // The verdict of a guarded one tells.
-            lost |= !step.guarded;
+            lost |= !has_run && !step.guarded;
         })?;
+        for tensor in (0..ran.len()).filter(|&tensor| ran[tensor]) {
+            self.unseeded[tensor] = false;
+            self.belt.forget_seed(tensor);
+        }
         if lost { Err(Error::StepLost) } else { Ok(()) }
     }
 
     /// Sets masters and averages, where there are any.
-    fn seed_into(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>], commands: &mut Commands<'_>) -> Result<()> {
+    fn seed_into(
+        &mut self,
+        seeds: &[bool],
+        params: &mut [ParamMut<'_>],
+        commands: &mut Commands<'_>,
+        once: Option<wgpu::Buffer>,
+    ) -> Result<()> {
         let keep = |tensor: &Tensor| tensor.ema || matches!(tensor.master(), Some(Master::F32 | Master::Split));
         let flags: Vec<bool> = self.tensors.iter().zip(seeds).map(|(tensor, &seed)| seed && keep(tensor)).collect();
-        self.work(Work::Seed, |tensor| flags[tensor], params, Side::Absent, commands)
+        self.work(Work::Seed, |tensor| flags[tensor], params, Side::Absent, commands, once)
+    }
+
+    /// The tensors whose masters and averages a recorded step was to set that is lost, or of which it is not known whether it has run.
+    fn doubtful(&self) -> Vec<bool> {
+        let mut doubtful = self.unseeded.clone();
+        self.belt.seeds(&mut doubtful);
+        doubtful
+    }
+
+    /// Sets those, unless a recorded step has; one that has yet to run does not any more.
+    fn set_doubtful(&mut self, params: &mut [ParamMut<'_>]) -> Result<()> {
+        let doubtful = self.doubtful();
+        if !doubtful.contains(&true) {
+            return Ok(());
+        }
+        self.seed_into(&doubtful, params, &mut Commands::Run, self.seeded.clone())?;
+        self.unseeded.fill(false);
+        (0..self.tensors.len()).for_each(|tensor| self.belt.forget_seed(tensor));
+        Ok(())
+    }
+
+    /// Masters and averages are about to be set anew: recorded steps that have yet to run leave them alone.
+    fn overtake(&mut self) -> Result<()> {
+        let Some(seeded) = &self.seeded else { return Ok(()) };
+        self.context.scoped(|| self.context.queue.write_buffer(seeded, 0, bytemuck::bytes_of(&SKIP)))
+    }
+
+    /// An error if a tensor's master and average are to be set by a recorded step that has not run.
+    fn check_set(&self, tensor: usize) -> Result<()> {
+        let Some(seeded) = self.seeded.as_ref().filter(|_| self.doubtful()[tensor]) else { return Ok(()) };
+        let mut word = [0; 4];
+        self.context.read(&[Region { buffer: seeded, offset: 0, size: 4 }], &mut word)?;
+        if u32::from_le_bytes(word) == SKIP {
+            return Ok(());
+        }
+        let (what, expected) = ("the master or the average that a recorded step is to set", "submit it, or do a step");
+        Err(Error::State { what, expected })
     }
 
     /// An error if what a step needs is not all on the device.
-    fn check_recordable(&self, record_of: &[u32], params: &[ParamMut<'_>], grads: &[Grad<'_>]) -> Result<()> {
+    fn check_recordable(
+        &self,
+        seeds: &[bool],
+        record_of: &[u32],
+        params: &[ParamMut<'_>],
+        grads: &[Grad<'_>],
+    ) -> Result<()> {
         let (expected, got) = ("memory on the device, for a step that is recorded", "memory on the host");
+        // What masters and averages are set to, with a gradient or without.
+        for (tensor, param) in params.iter().enumerate().filter(|&(tensor, param)| seeds[tensor] && !param.is_empty()) {
+            if let Side::Own(_) = self.param(tensor, param)? {
+                return Err(wrong_memory("parameter", self.name(tensor), expected, got));
+            }
+        }
         for (tensor, pair) in self.pairs(params, grads, record_of)?.iter().enumerate() {
             let sides = [("parameter", &pair.param), ("gradient", &pair.grad)];
             if let Some((what, _)) = sides.into_iter().find(|(_, side)| matches!(side, Side::Own(_))) {
@@ -647,6 +721,7 @@ impl GpuEngine {
         params: &mut [ParamMut<'_>],
         grad: Side<&GpuBuffer>,
         commands: &mut Commands<'_>,
+        once: Option<wgpu::Buffer>,
     ) -> Result<()> {
         self.context.ready()?;
         let mut pairs = Vec::with_capacity(params.len());
@@ -664,7 +739,7 @@ impl GpuEngine {
         self.stage(&pairs, &[])?;
         self.prepare(&[blank([0.0; 4])], None)?;
         self.schedule(Job::Work(work), &pairs, &vec![0; params.len()])?;
-        let run = Run { is_callers: matches!(commands, Commands::Record(_)), ..Run::default() };
+        let run = Run { is_callers: matches!(commands, Commands::Record(_)), once, ..Run::default() };
         match commands {
             Commands::Record(encoder) => self.run(encoder, &pairs, params, &[], run).map(drop),
             Commands::Run => {
@@ -711,6 +786,8 @@ struct Run<'a> {
     reading: Option<&'a Reading>,
     /// Whether the encoder is the caller's.
     is_callers: bool,
+    /// The word that says on the device whether this has been done, if it is to be done once.
+    once: Option<wgpu::Buffer>,
 }
 
 /// Where the commands of a call go.
@@ -760,11 +837,7 @@ impl Engine for GpuEngine {
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress> {
         self.context.ready()?;
         self.recover(false)?;
-        if self.unseeded.contains(&true) {
-            let seeds = self.unseeded.clone();
-            self.seed(&seeds, params)?;
-            self.unseeded.fill(false);
-        }
+        self.set_doubtful(params)?;
         self.apply(Commands::Run, update, params, grads)
     }
 
@@ -781,11 +854,22 @@ impl Engine for GpuEngine {
         };
         self.context.ready()?;
         self.recover(true)?;
-        self.check_recordable(update.record_of, params, grads)?;
+        let anew = seeds.contains(&true);
+        if anew && self.belt.expects(|step| step.seeds.contains(&true)) {
+            // What steps that have been submitted have set stays as it is.
+            self.context.wait(None)?;
+            self.recover(true)?;
+        }
+        let doubtful = self.doubtful();
+        let seeds: Vec<bool> = seeds.iter().zip(&doubtful).map(|(&seed, &again)| seed || again).collect();
+        self.check_recordable(&seeds, update.record_of, params, grads)?;
         let receipt = self.belt.receipt(&self.context, encoder)?;
-        let seeds: Vec<bool> = seeds.iter().zip(&self.unseeded).map(|(&seed, &again)| seed || again).collect();
+        if anew {
+            self.overtake()?;
+            self.seeded = Some(self.context.create_buffer("seeded", 4, USAGE, false)?);
+        }
         if seeds.contains(&true) {
-            self.seed_into(&seeds, params, &mut Commands::Record(encoder))?;
+            self.seed_into(&seeds, params, &mut Commands::Record(encoder), self.seeded.clone())?;
         }
         let progress = self.apply(Commands::Record(encoder), update, params, grads)?;
         self.belt.expect(receipt, Recorded { seeds, guarded: update.guard.is_some() });
@@ -816,7 +900,9 @@ impl Engine for GpuEngine {
     }
 
     fn seed(&mut self, seeds: &[bool], params: &mut [ParamMut<'_>]) -> Result<()> {
-        self.seed_into(seeds, params, &mut Commands::Run)
+        self.set_doubtful(params)?;
+        self.overtake()?;
+        self.seed_into(seeds, params, &mut Commands::Run, None)
     }
 
     fn accumulate(&mut self, weight: f32, fresh: &[bool], grads: &[Grad<'_>]) -> Result<()> {
@@ -861,7 +947,9 @@ impl Engine for GpuEngine {
         }
         let work = if into { Work::SwapIn } else { Work::SwapOut };
         let keeps: Vec<bool> = self.tensors.iter().map(|tensor| tensor.ema).collect();
-        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside), &mut Commands::Run)?;
+        self.context.ready()?;
+        (0..keeps.len()).filter(|&tensor| keeps[tensor]).try_for_each(|tensor| self.check_set(tensor))?;
+        self.work(work, |tensor| keeps[tensor], params, Side::Own(Own::Aside), &mut Commands::Run, None)?;
         self.swapped = into;
         if !into {
             // Schedules that bind what was kept go with it.
@@ -874,6 +962,9 @@ impl Engine for GpuEngine {
     fn read(&self, parameter: usize, part: Part, first: usize, bytes: &mut [u8]) -> Result<()> {
         self.context.ready()?;
         self.check_part(parameter, part, first, bytes.len())?;
+        if matches!(part, Part::Master | Part::Ema) {
+            self.check_set(parameter)?;
+        }
         let (kind, member) = self.kind_of[parameter];
         let kind = &self.kinds[kind];
         if let Some(offload) = &kind.offload {

@@ -27,6 +27,9 @@ const LANES: u64 = optim_shaders::LANES as u64;
 /// The words of a verdict before its norms.
 const HEAD: usize = 8;
 
+/// What the kernel says of a step that runs in another order than it was recorded in.
+const OUT_OF_TURN: u32 = 3;
+
 /// How long another thread may take between taking a callback and calling it.
 const CALLBACK: Duration = Duration::from_millis(100);
 
@@ -42,14 +45,28 @@ pub(crate) struct Head {
     window: u32,
     floor: f32,
     cap: f32,
+    updates: u32,
+    pad: [u32; 3],
 }
 
 impl Head {
-    pub(crate) fn new(guard: &Guard) -> Self {
+    pub(crate) fn new(guard: &Guard, records: usize) -> Self {
         let none = Scaler { factor: 1.0, window: 0, floor: 0.0, cap: 0.0 };
         let Scaler { factor: growth, window, floor, cap } = guard.scaler.unwrap_or(none);
+        let updates = word(records / guard.records.max(1));
         let Guard { factor, clip, first, records, .. } = *guard;
-        Self { factor, clip: clip as u32, first, records: word(records), growth, window, floor, cap }
+        Self {
+            factor,
+            clip: clip as u32,
+            first,
+            records: word(records),
+            growth,
+            window,
+            floor,
+            cap,
+            updates,
+            pad: [0; 3],
+        }
     }
 }
 
@@ -301,6 +318,7 @@ pub(crate) fn verdict(bytes: &[u8]) -> Result<Verdict> {
         return Err(Error::Device { detail: format!("a verdict of {} bytes", bytes.len()) });
     };
     let skip = match skip {
+        OUT_OF_TURN => return Err(Error::StepLost),
         0 => None,
         skip if skip == Skip::NotFinite as u32 => Some(Skip::NotFinite),
         _ => Some(Skip::NormOverflow),

@@ -79,7 +79,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `device` | the device, its errors: every call to wgpu goes through `scoped` or `wait` |
+//! | `device` | the device, its errors: calls to wgpu that can fail go through `scoped` or `wait` |
 //! | `layout` | pieces, tiles |
 //! | `kind` | tensors of one kind: their pages of state, and memory beside it |
 //! | `buffer`, `transfer` | memory on the device, and to and from it |
@@ -308,10 +308,13 @@ impl GpuBackend {
     /// the parameters. One encoder takes any number of steps, of any optimizers of this device, as long as all memory is on it.
     ///
     /// Submit encoders in the order in which their steps were recorded, and before the next plain [`step`](Optimizer::step) of the
-    /// same optimizer: its state is one thing, and whatever reads it (a step, a state, a slot) sees what has been submitted.
+    /// same optimizer: its state is one thing, and whatever reads it (a step, a state, a slot) sees what has been submitted; adding a
+    /// group or moving rows leaves behind what has not. Masters and averages that are not set yet are a [`State`](Error::State) error.
     /// An encoder that is dropped, or that wgpu refuses when it is finished or submitted, takes its steps with it. A later step of the
     /// optimizer says so, once, as soon as it is known, with [`StepLost`](Error::StepLost); the step after that goes on as if the lost
-    /// steps had had no gradients.
+    /// steps had had no gradients, except that for rules which begin otherwise (SGD with dampening, ASGD, Rprop, Adan) they count as
+    /// a parameter's first. A guarded step that runs in another order than it was recorded in, so that it would be an update for which
+    /// it has no numbers, changes nothing and counts as lost.
     ///
     /// With a guard the report is [`Pending`](optim_core::Outcome::Pending). Verdicts come back with the caller's submissions and
     /// polls, and [`try_report`](Optimizer::try_report) polls; up to 32 may be pending.
@@ -335,7 +338,8 @@ impl GpuBackend {
     /// [`Memory`](Error::Memory) for parameters or gradients on the host; [`State`](Error::State) if the numbers of the step depend on
     /// pending verdicts: more than 32 of them, a list of rates that ends, or a rule whose first update differs.
     ///
-    /// An encoder of another device cannot be recognized: wgpu refuses it when it is finished.
+    /// An encoder of another device cannot be recognized. wgpu refuses it when it is finished, or, if it is of another instance of
+    /// wgpu, here, with [`Device`](Error::Device).
     ///
     /// There is no counterpart of [`step_accumulated`](Optimizer::step_accumulated), which submits what it does.
     pub fn encode_step(
