@@ -82,7 +82,7 @@ macro_rules! averaging {
 /// Every rule's name and source; of those that only wrap another there is none.
 pub const RULES: &[(&str, &str)] = &[
     ("ada_factor", include_str!("rules/ada_factor.wgsl")),
-    ("ada_max", include_str!("rules/ada_max.wgsl")),
+    ("ada_max", averaging!("rules/ada_max.wgsl")),
     ("adadelta", include_str!("rules/adadelta.wgsl")),
     ("adagrad", include_str!("rules/adagrad.wgsl")),
     ("adam", averaging!("rules/adam.wgsl")),

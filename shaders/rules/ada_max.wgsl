@@ -12,8 +12,8 @@ struct Step {
 }
 
 fn update(s: Step, p: ptr<function, f32>, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
-    // (1) m ← β₁ · m + (1 − β₁) · g
-    *m = s.beta1 * *m + s.one_minus_beta1 * g;
+    // (1) m ← m + (1 − β₁) (g − m)
+    moving_average(m, g, s.beta1, s.one_minus_beta1);
     // (2) v ← max(β₂ · v, |g| + ε′)
     *v = s.beta2 * *v;
     let size = abs(g) + s.eps_inside;

@@ -13,7 +13,7 @@ use crate::{Rate, Result};
 /// the slot `moment1` (mean of gradients), `v` the slot `moment2` (their largest size, fading):
 ///
 /// ```text
-/// m ← β₁ · m + (1 − β₁) · g                      (1)
+/// m ← m + (1 − β₁) (g − m)                       (1)
 /// v ← max(β₂ · v, |g| + ε′)                      (2)    ε′ = 0;  eps_inside: ε′ = ε
 /// p ← p − α · m / (v + ε″),   α = γ / (1 − β₁ᵗ)  (3)    ε″ = ε;  eps_inside: ε″ = 0
 /// ```
