@@ -686,7 +686,7 @@ on_every_backend! {
             (Rule::custom(Own { lr: lr(), ..good.clone() }), "group 0: Rule.lr"),
             (Rule::custom(Own { name: "other", ..good.clone() }), "group 0: Rule"),
             (Rule::custom(Own { init: 1.0, ..good.clone() }), "group 0: Rule"),
-            (Rule::custom(Own { names: &["lr", "beta", "a", "b"], ..good.clone() }), "group 0: Rule"),
+            (Rule::custom(Own { names: &["lr", "beta", "a", "b"], ..good.clone() }), "own.scalar_names"),
             (Rule::custom(Own { names: &["lr", "beta"], ..good.clone() }), "own.scalar_names"),
             (Rule::custom(Own { decay: Decay::Decoupled, ..good.clone() }), "group 0: Rule"),
             (Rule::custom(Own { wgsl, ..good.clone() }), "group 0: Rule"),

@@ -893,6 +893,7 @@ struct Own {
     slots: Vec<Slot>,
     passes: Passes,
     names: &'static [&'static str],
+    wgsl: &'static str,
 }
 
 impl UpdateRule for Own {
@@ -927,7 +928,7 @@ impl CustomRule for Own {
         assert!(!self.panics.load(Ordering::Relaxed), "as it was told to");
     }
     fn wgsl(&self) -> &str {
-        ""
+        self.wgsl
     }
 }
 
@@ -935,7 +936,7 @@ impl CustomRule for Own {
 fn own() -> Own {
     let names = &["a", "b", "c", "d"];
     let slots = ["a", "b", "c", "d"].map(|name| Slot::new(name, 0.0)).to_vec();
-    Own { lr: 0.1.into(), panics: Arc::default(), slots, passes: Passes::Elementwise, names }
+    Own { lr: 0.1.into(), panics: Arc::default(), slots, passes: Passes::Elementwise, names, wgsl: "" }
 }
 
 #[test]
@@ -953,13 +954,18 @@ fn rules_of_the_users_own() {
         ("own.slots", Own { slots: vec![Slot { shape: SlotShape::Rows, ..slot }], ..good.clone() }),
         ("own.passes", Own { passes: Passes::Norms, ..good.clone() }),
         ("own.scalar_names", Own { names: &good.names[..3], ..good.clone() }),
+        // With fields in another order, or fewer, a GPU would take one number for another.
+        ("own.scalar_names", Own { wgsl: "struct Step { b: f32, a: f32, c: f32, d: f32 }", ..good.clone() }),
+        ("own.scalar_names", Own { wgsl: "struct Steps { a: f32 }\nstruct Step{a:f32,b:f32,c:f32,}", ..good.clone() }),
         ("own.lr", Own { lr: f64::NAN.into(), ..good.clone() }),
     ];
     for (name, own) in bad {
         assert_refused!(builder(own), Error::HyperParameter { .. }, name);
     }
-    #[cfg(feature = "cpu")]
-    assert!(builder(good).build(optimizers::CpuBackend::new()).is_ok(), "nothing is wrong with this one");
+    let wgsl = "// struct Step { b: f32 }\nstruct Step { // the scalars\n  @align(4) a: f32, b :u32,\n  c: f32, // third\n  d: f32 }";
+    for fine in [Own { wgsl, ..good.clone() }, good] {
+        assert!(builder(fine).build(optim_tests::Naive::default()).is_ok(), "nothing is wrong with this one");
+    }
 }
 
 /// State in fewer bits is refused where a rule has state and keeps none of it so: of a group that asks for it, and of an optimizer if

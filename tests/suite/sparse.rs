@@ -292,7 +292,8 @@ fn a_rule_of_ones_own_on_both_backends() {
 #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
 fn broken_wgsl_is_an_error_when_built() {
     let missing = "struct Step { lr: f32, pad0: f32, pad1: f32, pad2: f32 }";
-    for (source, said) in [("struct Step { lr: f32 }}", "expected"), (missing, "update")] {
+    let unbalanced = "struct Step { lr: f32, pad0: f32, pad1: f32, pad2: f32 }}";
+    for (source, said) in [(unbalanced, "expected"), (missing, "update")] {
         let builder = Builder::new(Rule::custom(Broken(source))).params([Parameter::new("w", [3])]);
         match builder.build(Target::Gpu) {
             Err(Error::Shader { rule, detail }) => {

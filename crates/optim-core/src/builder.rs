@@ -627,6 +627,21 @@ pub(crate) fn check_shape(parameter: &Parameter, others: usize) -> Result<usize>
     }
 }
 
+/// The names of the fields of a WGSL text's `struct Step`, in order; `None` if there is no such struct to be read.
+fn fields_of_step(wgsl: &str) -> Option<Vec<String>> {
+    let mut text = String::new();
+    for line in wgsl.lines() {
+        text.push_str(line.split("//").next().unwrap_or_default());
+        text.push(' ');
+    }
+    let mut parts = text.split("struct").skip(1).map(str::trim_start);
+    let body = parts.find_map(|part| part.strip_prefix("Step")?.trim_start().strip_prefix('{'))?;
+    let fields = body.split('}').next()?.split(',').filter(|field| !field.trim().is_empty());
+    // An attribute may stand before a name.
+    let name = |field: &str| Some(field.split(':').next()?.trim_end().rsplit([' ', ')']).next()?.to_owned());
+    fields.map(name).collect()
+}
+
 /// Checks a rule, its rate and its decay. `place` is what errors call it.
 pub(crate) fn validate_rule(rule: &Rule, place: &str) -> Result<()> {
     let spec = rule.spec();
@@ -641,6 +656,12 @@ pub(crate) fn validate_rule(rule: &Rule, place: &str) -> Result<()> {
         if let Some(slot) = slots.iter().find(|slot| slot.shape != SlotShape::Same) {
             return refuse("slots", "shaped like the parameter in a rule of your own", format!("{slot:?}"));
         }
+    }
+    if let Rule::Custom(own) = rule.kernel()
+        && let Some(fields) = fields_of_step(own.wgsl())
+        && fields != spec.scalar_names()
+    {
+        return refuse("scalar_names", "the fields of `struct Step` in its WGSL", format!("{fields:?}"));
     }
     let (words, names) = (spec.scalars(&At::default()).words().len(), spec.scalar_names().len());
     if words != names {

@@ -343,7 +343,7 @@ pub trait CustomRule: UpdateRule {
     /// length; it differs from call to call. `step` holds the words of the rule's scalars.
     fn update(&self, step: &StepScalars, p: &mut [f32], g: &[f32], slots: &mut [&mut [f32]]);
 
-    /// WGSL for the GPU: `struct Step` with the fields of [`scalar_names`](UpdateRule::scalar_names), and
+    /// WGSL for the GPU: `struct Step` with the fields of [`scalar_names`](UpdateRule::scalar_names), in that order, and
     /// `fn update(s: Step, p: ptr<function, f32>, g: f32, …)` with a `ptr<function, f32>` for each slot.
     fn wgsl(&self) -> &str;
 }
