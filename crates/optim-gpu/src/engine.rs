@@ -593,15 +593,19 @@ impl GpuEngine {
         if self.belt.expects(|step| !records || step.seeds.contains(&true)) {
             self.context.poll()?;
         }
-        let (unseeded, mut ran, mut lost) = (&mut self.unseeded, vec![false; self.tensors.len()], false);
+        let (unseeded, mut set, mut lost) = (&mut self.unseeded, Vec::new(), false);
         self.belt.recover(&self.context, |step, has_run| {
-            // One that has run has found them set, or has set them.
-            let flags = if has_run { &mut ran } else { &mut *unseeded };
-            flags.iter_mut().zip(&step.seeds).for_each(|(flag, seed)| *flag |= seed);
+            let seeds = step.seeds.iter().enumerate().filter(|(_, seed)| **seed).map(|(tensor, _)| tensor);
+            if has_run {
+                // It has found them set, or has set them.
+                set.extend(seeds);
+            } else {
+                seeds.for_each(|tensor| unseeded[tensor] = true);
+            }
             // The verdict of a guarded one tells.
             lost |= !has_run && !step.guarded;
         })?;
-        for tensor in (0..ran.len()).filter(|&tensor| ran[tensor]) {
+        for tensor in set {
             self.unseeded[tensor] = false;
             self.belt.forget_seed(tensor);
         }
@@ -865,8 +869,9 @@ impl Engine for GpuEngine {
         self.check_recordable(&seeds, update.record_of, params, grads)?;
         let receipt = self.belt.receipt(&self.context, encoder)?;
         if anew {
+            let seeded = self.context.create_buffer("seeded", 4, USAGE, false)?;
             self.overtake()?;
-            self.seeded = Some(self.context.create_buffer("seeded", 4, USAGE, false)?);
+            self.seeded = Some(seeded);
         }
         if seeds.contains(&true) {
             self.seed_into(&seeds, params, &mut Commands::Record(encoder), self.seeded.clone())?;
