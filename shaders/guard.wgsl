@@ -135,8 +135,9 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     }
 
     let inverse = 1.0 / before.scale;
-    var variant = (before.applied - guard.first) * guard.records;
-    if (before.applied - guard.first >= guard.updates) {
+    let update = before.applied - guard.first;
+    var variant = update * guard.records;
+    if (update >= guard.updates) {
         skip = OUT_OF_TURN;
         variant = 0u;
     }

@@ -522,6 +522,15 @@ group           rule      parameters  elements  rate  decay  centralized  state
 group 0 (head)  lion      1           300       none  0      off          1508 bytes
 group 1         momentum  2           68        0.25  0.125  on           604 bytes", optimizer.backend().describe());
         assert_eq!(optimizer.to_string(), table);
+
+        // A rule that makes its own rate, as it is varied.
+        let weight = [Parameter::new("w", [4, 3])];
+        let group = ParamGroup::new(&weight).vary(|rule: &mut AdaFactor, _| rule.warmup_init = true);
+        let optimizer = Builder::new(AdaFactor::default()).groups([group]).build(target).unwrap();
+        let shown = format!(" {} ", optimizer.lr(0).unwrap());
+        assert!(optimizer.to_string().contains(&shown), "no{shown}in {optimizer}");
+        let plain = Builder::new(AdaFactor::default()).params(&weight).build(target).unwrap();
+        assert!(!plain.to_string().contains(&shown), "{plain}");
     }
 }
 

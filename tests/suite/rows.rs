@@ -1,12 +1,13 @@
 //! Row-sparse gradients: what rules do with them against a naive `f64` loop over rows, their laws, and every refusal.
 
-use half::f16;
+use half::{bf16, f16};
 use optim_tests::reference::{Judge, Now, judge};
 use optim_tests::tolerance::GOLDEN;
 use optim_tests::{Bound, Random, Run, Target, compare, on_every_backend};
 use optimizers::core::rule::Sparse;
 use optimizers::{
-    Adam, Builder, Error, Grad, IntoBackend, LazyAdam, Momentum, Optimizer, ParamGroup, Parameter, Result, Rule, Sgd,
+    Adam, Builder, DType, Error, Grad, IntoBackend, LazyAdam, Master, Momentum, Optimizer, ParamGroup, Parameter,
+    Result, Rule, Sgd, StateDType, checkpoint,
 };
 
 /// The rules that take row-sparse gradients.
@@ -350,6 +351,26 @@ on_every_backend! {
             assert!(optimizer.step(&mut [(&mut p).into()], &[(&good).into()]).unwrap().applied(), "a good step");
             assert_same(&table, &undisturbed, &Run::of(&optimizer, &[p]).unwrap().by("after refusals"));
         }
+    }
+
+    /// With 8-bit state, before anything is changed: not even the masters and averages of others, which the first step sets.
+    fn with_state_in_8_bits(target) {
+        let small = Parameter::new("small", [3]).with_dtype(DType::Bf16);
+        let builder = Momentum::new(0.1, 0.9).params([small, Parameter::new("table", [4, 3])]);
+        let builder = builder.state_dtype(StateDType::Block8).master(Master::F32).ema(0.5);
+        let mut optimizer = builder.build(target).unwrap();
+        let (mut small, mut table) = ([bf16::ONE; 3], [2.0_f32; 12]);
+        let bytes = |optimizer: &mut Optimizer| {
+            let mut bytes = Vec::new();
+            let written = checkpoint::write(&optimizer.state().unwrap(), &mut bytes).unwrap();
+            assert!(written > 0);
+            bytes
+        };
+        let before = bytes(&mut optimizer);
+        let grads = [(&[0.5_f32; 3]).into(), Grad::rows(&[1], &[1.0_f32; 3])];
+        let error = unsupported(optimizer.step(&mut [(&mut small).into(), (&mut table).into()], &grads).map(drop));
+        assert!(error.contains("\"table\"") && error.contains("8-bit state"), "{error}");
+        assert!(bytes(&mut optimizer) == before, "something has changed");
     }
 
     /// A scalar has no rows.

@@ -181,8 +181,8 @@ pub trait Engine: fmt::Debug + Send {
     fn begin(&mut self) {}
 
     /// Updates every parameter that has a gradient and a record. Lengths and types have been checked; checks that only the
-    /// backend can make come first, before anything is changed. Row-sparse gradients are refused with 8-bit state and where
-    /// something is done row by row.
+    /// backend can make come first, before anything is changed. No row-sparse gradient comes with 8-bit state, or where something is
+    /// done row by row.
     ///
     /// With a [guard](Update::guard) it first measures and decides; [`Progress`] says whether the verdict is there.
     fn update(&mut self, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) -> Result<Progress>;

@@ -461,22 +461,9 @@ impl Engine for CpuEngine {
         check_params(forms, params)?;
         let mut lists_rows = false;
         for ((form, grad), &record) in forms.iter().zip(grads).zip(update.record_of) {
-            if record == FROZEN || matches!(grad, Grad::F32(_) | Grad::F16(_) | Grad::Bf16(_)) {
-                continue;
-            }
-            check_grad(form, grad)?;
-            lists_rows |= matches!(grad, Grad::Rows(..));
-            let refuse = |with: &str| {
-                let what = format!("a row-sparse gradient ({:?}) with {with}", form.name());
-                Err(Error::Unsupported { what, backend: "cpu".into() })
-            };
-            if let Grad::Rows(..) = grad {
-                if form.in_blocks() {
-                    return refuse("8-bit state");
-                }
-                if update.records[record as usize].needs_rows() {
-                    return refuse("gradient centralization or adaptive clipping");
-                }
+            if record != FROZEN {
+                check_grad(form, grad)?;
+                lists_rows |= matches!(grad, Grad::Rows(..));
             }
         }
         self.prepare(update, grads)?;

@@ -103,11 +103,6 @@ impl Form {
         self.tensor.parameter.name()
     }
 
-    /// Whether a slot is kept in blocks.
-    pub(crate) fn in_blocks(&self) -> bool {
-        self.formats.iter().flatten().any(|format| matches!(format, SlotFormat::Block8(_)))
-    }
-
     /// The number of matrices, and the rows and columns of one; no columns for a parameter of fewer than two axes.
     pub(crate) fn matrices(&self) -> (usize, usize, usize) {
         match self.tensor.parameter.shape() {

@@ -67,7 +67,8 @@ pub(crate) struct Recorded {
 }
 
 impl Belt {
-    /// Takes back what is done. Recorded steps whose commands were dropped or refused are told, each once.
+    /// Takes back what is done. Recorded steps of which it is known now are told, each once, and whether they have run: not if their
+    /// commands were dropped or refused.
     pub(crate) fn recover(&mut self, context: &Context, mut known: impl FnMut(&Recorded, bool)) -> Result<()> {
         let mut failed = None;
         let free = &mut self.free;

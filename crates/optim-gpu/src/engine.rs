@@ -512,10 +512,6 @@ impl GpuEngine {
                 continue;
             }
             let storage = &self.kinds[self.kind_of[tensor].0].program.storage;
-            if storage.in_blocks() {
-                let name = self.name(tensor);
-                return self.unsupported(format!("a row-sparse gradient ({name:?}) with 8-bit state"));
-            }
             if update.rows[tensor].rows.is_empty() && !all[tensor] && !storage.ema {
                 *pair = Pair::ABSENT;
             }
@@ -524,7 +520,7 @@ impl GpuEngine {
         if pairs.iter().all(Pair::is_absent) && guard.is_none() {
             return Ok(Progress::Applied);
         }
-        self.find_rows(update, &pairs, grads)?;
+        self.find_rows(update, &pairs)?;
         // Only what is dense has a schedule that is kept.
         let dense = |(pair, grad): (&Pair<_>, _)| if is_sparse(grad) { Pair::ABSENT } else { *pair };
         let dense: Cow<'_, [Pair<&GpuBuffer>]> =
@@ -634,11 +630,10 @@ impl GpuEngine {
 
     /// Sets those, unless a recorded step has; one that has yet to run does not any more.
     fn set_doubtful(&mut self, params: &mut [ParamMut<'_>]) -> Result<()> {
-        let doubtful = self.doubtful();
-        if !doubtful.contains(&true) {
+        if !self.unseeded.contains(&true) && !self.belt.expects(|step| step.seeds.contains(&true)) {
             return Ok(());
         }
-        self.seed_into(&doubtful, params, &mut Commands::Run, self.seeded.clone())?;
+        self.seed_into(&self.doubtful(), params, &mut Commands::Run, self.seeded.clone())?;
         self.unseeded.fill(false);
         (0..self.tensors.len()).for_each(|tensor| self.belt.forget_seed(tensor));
         Ok(())
@@ -690,7 +685,7 @@ impl GpuEngine {
     }
 
     /// Finds out what is shaped row by row in this step, and makes memory for it.
-    fn find_rows(&mut self, update: &Update<'_>, pairs: &[Pair<&GpuBuffer>], grads: &[Grad<'_>]) -> Result<()> {
+    fn find_rows(&mut self, update: &Update<'_>, pairs: &[Pair<&GpuBuffer>]) -> Result<()> {
         self.by_rows.fill(false);
         if !update.records.iter().any(Record::needs_rows) {
             return Ok(());
@@ -702,10 +697,6 @@ impl GpuEngine {
             self.by_rows[tensor] = !pair.is_absent() && variants.any(Record::needs_rows);
             if !self.by_rows[tensor] {
                 continue;
-            }
-            if matches!(grads[tensor], Grad::Rows(..)) {
-                let what = "gradient centralization or adaptive clipping";
-                return self.unsupported(format!("a row-sparse gradient ({:?}) with {what}", self.name(tensor)));
             }
             let kind = &mut self.kinds[self.kind_of[tensor].0];
             kind.need_units(&self.context)?;

@@ -194,9 +194,8 @@ impl Kind {
                 offset += size as u64;
             }
         }
-        if self.factored.is_some() {
-            return context.submit([encoder]).map(drop);
-        }
+        // Factored state begins as zeros, and elsewhere.
+        let tensors = if self.factored.is_some() { &[] } else { tensors };
         for (member, tensor) in tensors.iter().enumerate() {
             let own = arrays(tensor, &plan.rules[tensor.rule].spec().slots());
             for (own, _) in own.iter().zip(&self.arrays).filter(|(own, first)| own.init != first.init) {
