@@ -21,7 +21,7 @@ pub(crate) mod parts {
         Aligned, Kernel, NarrowKernel, Scaling, SlotBits, codings, decode, encode, filled, raise, read_bf16,
         round_bf16, steps,
     };
-    pub(crate) use crate::arch::{SPAN, fetch};
+    pub(crate) use crate::arch::{SPAN, fetch, fetch_once};
 }
 use parts::{Code8, Coding, array, multiversion};
 
@@ -469,7 +469,7 @@ macro_rules! norms {
                 let whole = n - n % SPAN;
                 for span in (0..whole).step_by(SPAN) {
                     fetch(p, span);
-                    fetch(g, span);
+                    fetch_once(g, span);
                     $(fetch($slot, span);)*
                     let (p, g) = (&p[span..][..SPAN], &g[span..][..SPAN]);
                     $(let $slot = &mut $slot[span..][..SPAN];)*

@@ -6,7 +6,7 @@ use multiversion::multiversion;
 use optim_core::compressed;
 use optim_core::rules::ada_factor::Step;
 
-use crate::arch::{SPAN, fetch, fetch_span};
+use crate::arch::{SPAN, fetch, fetch_once, fetch_span, fetch_span_once};
 use crate::reduce::LANES;
 
 /// Elements between those that a loop works on and those that it fetches, where it neither divides nor draws roots.
@@ -150,7 +150,7 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
 pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
     let s = *s;
     for (g, squares) in g.chunks(SPAN).zip(squares.chunks_mut(SPAN)) {
-        fetch_span(g, AHEAD);
+        fetch_span_once(g, AHEAD);
         for (&g, q) in g.iter().zip(squares) {
             *q = square(&s, g);
         }
@@ -163,7 +163,7 @@ pub(crate) fn moments<T: Moment>(s: &Step, sums: &[f32], share: f32, moments: &m
     let s = *s;
     let spans = sums.chunks(SPAN).zip(moments.chunks_mut(SPAN)).zip(copies.chunks_mut(SPAN));
     for ((sums, moments), copies) in spans {
-        fetch(moments, 0);
+        fetch_once(moments, 0);
         for ((&sum, stored), copy) in sums.iter().zip(moments).zip(copies) {
             *copy = stored.change(|v| moment(&s, v, sum * share));
         }
@@ -217,9 +217,9 @@ pub(crate) fn measure_elements<T: Moment>(
     for span in (0..n).step_by(SPAN) {
         let len = SPAN.min(n - span);
         fetch(p, span);
-        fetch(g, span);
-        fetch(rows, span);
-        fetch(columns, span);
+        fetch_once(g, span);
+        fetch_once(rows, span);
+        fetch_once(columns, span);
         fetch(u, span);
         let (p, g, u) = (&p[span..][..len], &g[span..][..len], &mut u[span..][..len]);
         let (rows, columns) = (&mut rows[span..][..len], &mut columns[span..][..len]);
@@ -350,7 +350,7 @@ pub(crate) fn updates(s: &Step, p: &mut [f32], u: &[f32], m: &mut [f32]) {
         for ((p, u), m) in spans.zip(m.chunks_mut(SPAN)) {
             fetch_span(p, AHEAD);
             fetch_span(u, AHEAD);
-            fetch_span(m, AHEAD);
+            fetch_span_once(m, AHEAD);
             for ((p, &u), m) in p.iter_mut().zip(u).zip(m) {
                 update(&s, p, u, m);
             }
@@ -377,7 +377,7 @@ pub(crate) fn updates_of_vector<T: Moment>(s: &Step, p: &mut [f32], g: &[f32], v
             fetch(p, 0);
             fetch(g, 0);
             fetch(v, 0);
-            fetch(m, 0);
+            fetch_once(m, 0);
             for (((p, &g), v), m) in p.iter_mut().zip(g).zip(v).zip(m) {
                 update(&s, p, direction_vector(g, v.read()), m);
             }
@@ -409,7 +409,7 @@ pub(crate) fn updates_of_matrix(
                 update_plain(&s, &mut p[i], direction(g[i], factor, factors[i]));
             }
         } else {
-            fetch_span(m, done + AHEAD);
+            fetch_span_once(m, done + AHEAD);
             let m = &mut m[done..][..len];
             for i in 0..len {
                 update(&s, &mut p[i], direction(g[i], factor, factors[i]), &mut m[i]);
