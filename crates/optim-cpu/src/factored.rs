@@ -234,28 +234,11 @@ impl<'a, T: Moment> Factors<'a, T> {
 
     /// Updates the moments of some matrices, whose first element and whose gradient is given, and makes their `u`.
     fn advance_small(&mut self, step: &Step, small: Small, start: usize, g: &[f32], desk: &mut Desk) {
-        let Self { rows, columns, .. } = *self;
-        let Desk { each: [squares, each], lines: [sums, moments, factors] } = desk;
-        let (squares, each) = (&mut squares[..g.len()], &mut each[..g.len()]);
-        rule::squares(step, g, squares);
-
-        let (share_of_row, share_of_column) = (1.0 / count(columns), 1.0 / count(rows));
-        let of_columns = start / rows..(start + g.len()) / rows;
-        small.column_sums(squares, each, &mut sums[..of_columns.len()]);
-        let column_moments = &mut self.column_moments[of_columns.clone()];
-        let column_copies = &mut factors[..of_columns.len()];
-        rule::moments(step, &sums[..of_columns.len()], share_of_column, column_moments, column_copies);
-
-        let of_rows = start / columns..(start + g.len()) / columns;
-        small.row_sums(squares, &mut sums[..of_rows.len()]);
-        let (by_column, by_row) = (squares, each);
-        small.column_factors(column_copies, by_column);
-
-        let (row_moments, moments) = (&mut self.row_moments[of_rows.clone()], &mut moments[..of_rows.len()]);
-        rule::moments(step, &sums[..of_rows.len()], share_of_row, row_moments, moments);
-        let u = &mut self.u[start..start + g.len()];
-        small.row_factors(moments, u, sums, &mut factors[..moments.len()], by_row);
-        rule::directions_each(g, by_row, by_column, u);
+        let Self { rows, columns, row_moments, column_moments, u, .. } = self;
+        let all = start..start + g.len();
+        let of_rows = all.start / *columns..all.end / *columns;
+        let of_columns = all.start / *rows..all.end / *rows;
+        small.advance(step, g, &mut row_moments[of_rows], &mut column_moments[of_columns], &mut u[all], desk);
     }
 
     /// Updates the moments of a matrix, and makes its factors.

@@ -1,26 +1,40 @@
-//! Stacks of small matrices, as those of convolutions: loops over all rows, columns and elements of many matrices take the place of
-//! loops over those of one.
+//! Stacks of small matrices, as those of convolutions: loops over many matrices take the place of loops over the rows and columns of
+//! one. To that end elements are dealt out to planes, one for each column, and collected again.
+
+use std::array;
 
 use multiversion::multiversion;
+use optim_core::rules::ada_factor::Step;
 
+use crate::arch::{SPAN, fetch_span, fetch_span_once};
 use crate::reduce::count;
-use crate::rules::ada_factor as rule;
+use crate::rules::ada_factor::{self as rule, AHEAD, Moment};
 
 /// The most rows and columns of a small matrix.
 const MOST: usize = 8;
 
 /// The most elements that are worked on at a time: so few that what one loop fetches for the next time arrives while the others work.
-pub(super) const BLOCK: usize = 512;
+pub(super) const BLOCK: usize = 576;
 
-/// What a task works with: numbers of each element, and of rows or columns.
+/// The most rows of them: matrices of one column are worked on in half a block.
+const ROWS: usize = BLOCK / 2;
+
+/// Elements of a cache line. Loops over lines that begin elsewhere take half as long again.
+const LINE: usize = 16;
+
+/// A number of each row for each column. With a span more than there are rows the compiler sees that no loop reaches the end.
+type Planes = [[f32; ROWS + SPAN]; MOST];
+
+/// What a task works with: planes, and numbers of each row or column.
+#[repr(align(64))]
 pub(crate) struct Desk {
-    pub(super) each: [[f32; BLOCK]; 2],
-    pub(super) lines: [[f32; BLOCK]; 3],
+    planes: [Planes; 3],
+    lines: [[f32; BLOCK]; 3],
 }
 
 impl Desk {
     pub(crate) fn new() -> Self {
-        Self { each: [[0.0; BLOCK]; 2], lines: [[0.0; BLOCK]; 3] }
+        Self { planes: [[[0.0; ROWS + SPAN]; MOST]; 3], lines: [[0.0; BLOCK]; 3] }
     }
 }
 
@@ -38,42 +52,53 @@ impl Small {
         small.then_some(Self { rows, columns })
     }
 
-    /// The elements of the matrices that are worked on at a time.
+    /// The elements of the matrices that are worked on at a time: whole cache lines, if a block has room for as many matrices.
     pub(super) fn block(self) -> usize {
-        BLOCK - BLOCK % (self.rows * self.columns)
+        let matrix = self.rows * self.columns;
+        let lines = matrix * (LINE >> matrix.trailing_zeros().min(LINE.ilog2()));
+        let most = if self.columns == 1 { ROWS } else { BLOCK };
+        most - most % if lines > most { matrix } else { lines }
     }
 
-    /// The sum of each row.
-    pub(super) fn row_sums(self, squares: &[f32], sums: &mut [f32]) {
-        run_sums(self.columns, squares, sums);
-    }
-
-    /// The sum of each column; `from_here` is as long as the squares.
-    pub(super) fn column_sums(self, squares: &[f32], from_here: &mut [f32], sums: &mut [f32]) {
-        column_sums(self.rows, self.columns, squares, from_here, sums);
-    }
-
-    /// The factors of rows with these moments, for each element. The means are of each matrix, and for each row.
-    pub(super) fn row_factors(
+    /// Updates the moments of the matrices with this gradient, and makes their `u`.
+    pub(super) fn advance<T: Moment>(
         self,
-        moments: &[f32],
-        means: &mut [f32],
-        spread: &mut [f32],
-        factors: &mut [f32],
-        by_row: &mut [f32],
+        step: &Step,
+        g: &[f32],
+        row_moments: &mut [T],
+        column_moments: &mut [T],
+        u: &mut [f32],
+        desk: &mut Desk,
     ) {
-        let means = &mut means[..moments.len() / self.rows];
-        run_sums(self.rows, moments, means);
-        rule::into_root_means(1.0 / count(self.rows), means);
-        repeat(self.rows, means, spread);
-        rule::row_factors(spread, moments, factors);
-        repeat(self.columns, factors, by_row);
-    }
+        let Self { rows, columns } = self;
+        let Desk { planes: [gradients, of_matrices, of_rows], lines: [sums, moments, factors] } = desk;
+        let (row_count, column_count) = (row_moments.len(), column_moments.len());
+        let matrices = column_count / columns;
+        let (share_of_row, share_of_column) = (1.0 / count(columns), 1.0 / count(rows));
+        deal(columns, g, gradients, true);
 
-    /// The factors of columns with these moments, whose place they take, for each element.
-    pub(super) fn column_factors(self, moments: &mut [f32], by_column: &mut [f32]) {
-        rule::into_column_factors(moments);
-        repeat_runs(self.rows, self.columns, moments, by_column);
+        let (column_sums, column_factors) = (&mut sums[..column_count], &mut moments[..column_count]);
+        for (g, sums) in gradients.iter().zip(&mut *of_matrices).take(columns) {
+            sums_along(step, rows, &g[..row_count], &mut sums[..matrices]);
+        }
+        collect(columns, of_matrices, column_sums);
+        rule::moments(step, column_sums, share_of_column, column_moments, column_factors);
+        rule::into_column_factors(column_factors);
+        deal(columns, column_factors, of_matrices, false);
+        for (factors, repeated) in of_matrices.iter().zip(&mut *of_rows).take(columns) {
+            repeat(rows, &factors[..matrices], &mut repeated[..row_count]);
+        }
+
+        let (row_sums, row_moments_now) = (&mut sums[..row_count], &mut moments[..row_count]);
+        sums_across(step, columns, gradients, row_sums);
+        rule::moments(step, row_sums, share_of_row, row_moments, row_moments_now);
+        let (means, repeated, factors) = (&mut of_matrices[0][..matrices], row_sums, &mut factors[..row_count]);
+        run_sums(rows, row_moments_now, means);
+        rule::into_root_means(1.0 / count(rows), means);
+        repeat(rows, means, repeated);
+        rule::row_factors(repeated, row_moments_now, factors);
+
+        directions(columns, gradients, factors, of_rows, u);
     }
 }
 
@@ -93,6 +118,73 @@ macro_rules! of_length {
     };
 }
 
+/// Deals out numbers to so many planes, one to each in turn, and begins to fetch those that come some time after them.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn deal(count: usize, numbers: &[f32], planes: &mut Planes, fetches: bool) {
+    of_length!(count, dealt(numbers, planes, fetches));
+}
+
+#[inline(always)]
+fn dealt<const N: usize>(numbers: &[f32], planes: &mut Planes, fetches: bool) {
+    for (span, rows) in numbers.as_chunks::<N>().0.chunks(SPAN).enumerate() {
+        if fetches {
+            (0..N).for_each(|line| fetch_span_once(numbers, (span * N + line) * SPAN + AHEAD));
+        }
+        for (nth, row) in (span * SPAN..ROWS).zip(rows) {
+            for column in 0..N {
+                planes[column][nth] = row[column];
+            }
+        }
+    }
+}
+
+/// Collects numbers from so many planes, one from each in turn.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn collect(count: usize, planes: &Planes, numbers: &mut [f32]) {
+    of_length!(count, collected(planes, numbers));
+}
+
+#[inline(always)]
+fn collected<const N: usize>(planes: &Planes, numbers: &mut [f32]) {
+    for (nth, row) in (0..ROWS).zip(numbers.as_chunks_mut::<N>().0) {
+        for column in 0..N {
+            row[column] = planes[column][nth];
+        }
+    }
+}
+
+/// The sum of the squares of every run of so many numbers, in order.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn sums_along(s: &Step, length: usize, g: &[f32], sums: &mut [f32]) {
+    of_length!(length, along(s, g, sums));
+}
+
+#[inline(always)]
+fn along<const N: usize>(s: &Step, g: &[f32], sums: &mut [f32]) {
+    let s = *s;
+    for (run, sum) in g.as_chunks::<N>().0.iter().zip(sums) {
+        let mut total = rule::square(&s, run[0]);
+        for &g in &run[1..] {
+            total += rule::square(&s, g);
+        }
+        *sum = total;
+    }
+}
+
+/// The sum of the squares across so many planes, as of the lanes of [`tree`](crate::reduce::tree).
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn sums_across(s: &Step, count: usize, planes: &Planes, sums: &mut [f32]) {
+    of_length!(count, across(s, planes, sums));
+}
+
+#[inline(always)]
+fn across<const N: usize>(s: &Step, planes: &Planes, sums: &mut [f32]) {
+    let s = *s;
+    for (nth, sum) in (0..ROWS).zip(sums) {
+        *sum = sum_of(array::from_fn::<_, N, _>(|column| rule::square(&s, planes[column][nth])));
+    }
+}
+
 /// The sum of every run of so many numbers, as of the lanes of [`tree`](crate::reduce::tree).
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn run_sums(length: usize, numbers: &[f32], sums: &mut [f32]) {
@@ -102,29 +194,16 @@ fn run_sums(length: usize, numbers: &[f32], sums: &mut [f32]) {
 #[inline(always)]
 fn sums_of<const N: usize>(numbers: &[f32], sums: &mut [f32]) {
     for (run, sum) in numbers.as_chunks::<N>().0.iter().zip(sums) {
-        let mut lanes = [0.0; MOST];
-        lanes[..N].copy_from_slice(run);
-        let [a, b, c, d, e, f, g, h] = lanes;
-        *sum = ((a + e) + (c + g)) + ((b + f) + (d + h));
+        *sum = sum_of(*run);
     }
-}
-
-/// The sum of each column, the rows in order.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn column_sums(rows: usize, columns: usize, numbers: &[f32], from_here: &mut [f32], sums: &mut [f32]) {
-    // Each number becomes the sum of those in its column from it on: right in the first row of each matrix, which alone is used.
-    from_here.copy_from_slice(numbers);
-    for row in 1..rows {
-        from_here.iter_mut().zip(&numbers[row * columns..]).for_each(|(sum, number)| *sum += number);
-    }
-    of_length!(columns, first_rows(rows, from_here, sums));
 }
 
 #[inline(always)]
-fn first_rows<const N: usize>(rows: usize, numbers: &[f32], firsts: &mut [f32]) {
-    for (matrix, first) in numbers.chunks_exact(rows * N).zip(firsts.as_chunks_mut::<N>().0) {
-        first.copy_from_slice(&matrix[..N]);
-    }
+fn sum_of<const N: usize>(run: [f32; N]) -> f32 {
+    let mut lanes = [0.0; MOST];
+    lanes[..N].copy_from_slice(&run);
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 /// Each number so many times.
@@ -140,29 +219,24 @@ fn repeated<const N: usize>(numbers: &[f32], into: &mut [f32]) {
     }
 }
 
-/// Each run of so many numbers so many times.
+/// `u` of rows of so many columns, from planes of gradients and of factors.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn repeat_runs(times: usize, length: usize, numbers: &[f32], into: &mut [f32]) {
-    if times == length {
-        of_length!(length, repeated_in_squares(numbers, into));
-    } else {
-        of_length!(length, repeated_runs(times, numbers, into));
-    }
-}
-
-/// Most kernels are square: then all lengths are known.
-#[inline(always)]
-fn repeated_in_squares<const N: usize>(numbers: &[f32], into: &mut [f32]) {
-    let matrices = into.as_chunks_mut::<N>().0.as_chunks_mut::<N>().0;
-    for (run, matrix) in numbers.as_chunks::<N>().0.iter().zip(matrices) {
-        *matrix = [*run; N];
-    }
+fn directions(count: usize, g: &Planes, rows: &[f32], columns: &Planes, u: &mut [f32]) {
+    of_length!(count, directions_of(g, rows, columns, u));
 }
 
 #[inline(always)]
-fn repeated_runs<const N: usize>(times: usize, numbers: &[f32], into: &mut [f32]) {
-    let runs = numbers.as_chunks::<N>().0;
-    for (run, matrix) in runs.iter().zip(into.as_chunks_mut::<N>().0.chunks_exact_mut(times)) {
-        matrix.fill(*run);
+fn directions_of<const N: usize>(g: &Planes, rows: &[f32], columns: &Planes, u: &mut [f32]) {
+    let count = ROWS.min(u.len() / N);
+    for start in (0..count).step_by(SPAN) {
+        // What is written has to be in the cache, too.
+        (0..N).for_each(|line| fetch_span(u, start * N + line * SPAN + AHEAD));
+        let len = SPAN.min(count - start);
+        let (u, rows) = (&mut u.as_chunks_mut::<N>().0[start..][..len], &rows[start..][..len]);
+        for nth in 0..len {
+            for column in 0..N {
+                u[nth][column] = rule::direction(g[column][start + nth], rows[nth], columns[column][start + nth]);
+            }
+        }
     }
 }

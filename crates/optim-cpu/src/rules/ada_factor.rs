@@ -10,7 +10,7 @@ use crate::arch::{SPAN, fetch, fetch_once, fetch_span, fetch_span_once};
 use crate::reduce::LANES;
 
 /// Elements between those that a loop works on and those that it fetches, where it neither divides nor draws roots.
-const AHEAD: usize = 1024;
+pub(crate) const AHEAD: usize = 1024;
 
 /// How a second moment is kept: rounded whenever it changes, so that it is used as it is read later.
 pub(crate) trait Moment: Pod {
@@ -54,7 +54,7 @@ impl Moment for f16 {
 
 /// What is averaged over rows and columns.
 #[inline(always)]
-fn square(s: &Step, g: f32) -> f32 {
+pub(crate) fn square(s: &Step, g: f32) -> f32 {
     // (1) q = g² + ε₁
     g * g + s.eps1
 }
@@ -79,7 +79,7 @@ fn column_factor(c: f32) -> f32 {
 }
 
 #[inline(always)]
-fn direction(g: f32, row: f32, column: f32) -> f32 {
+pub(crate) fn direction(g: f32, row: f32, column: f32) -> f32 {
     // (3) u = g / √(R / mean of R) / √C, by the factors of row and column
     g * row * column
 }
@@ -141,18 +141,6 @@ pub(crate) fn add_squares(s: &Step, g: &[f32], lanes: &mut [f32; LANES], columns
                 *lane += q;
                 *column += q;
             }
-        }
-    }
-}
-
-/// What is averaged, of a stretch.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn squares(s: &Step, g: &[f32], squares: &mut [f32]) {
-    let s = *s;
-    for (g, squares) in g.chunks(SPAN).zip(squares.chunks_mut(SPAN)) {
-        fetch_span_once(g, AHEAD);
-        for (&g, q) in g.iter().zip(squares) {
-            *q = square(&s, g);
         }
     }
 }
@@ -270,19 +258,6 @@ pub(crate) fn into_column_factors(moments: &mut [f32]) {
 pub(crate) fn into_root_means(share: f32, sums: &mut [f32]) {
     for sum in sums {
         *sum = (*sum * share).sqrt();
-    }
-}
-
-/// `u` of a stretch, with factors for each element.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-pub(crate) fn directions_each(g: &[f32], rows: &[f32], columns: &[f32], u: &mut [f32]) {
-    let spans = g.chunks(SPAN).zip(rows.chunks(SPAN)).zip(columns.chunks(SPAN)).zip(u.chunks_mut(SPAN));
-    for (((g, rows), columns), u) in spans {
-        // What is written has to be in the cache, too.
-        fetch_span(u, AHEAD);
-        for (((&g, &row), &column), u) in g.iter().zip(rows).zip(columns).zip(u) {
-            *u = direction(g, row, column);
-        }
     }
 }
 
