@@ -118,7 +118,7 @@ macro_rules! of_length {
     };
 }
 
-/// Deals out numbers to so many planes, one to each in turn, and begins to fetch those that come some time after them.
+/// Deals out numbers to so many planes, one to each in turn; with `fetches`, begins to fetch those that come some time after them.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn deal(count: usize, numbers: &[f32], planes: &mut Planes, fetches: bool) {
     of_length!(count, dealt(numbers, planes, fetches));
