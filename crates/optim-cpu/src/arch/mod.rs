@@ -24,10 +24,7 @@ pub(crate) fn fetch<T>(slice: &[T], at: usize) {
 /// Begins to fetch a span of elements. It may lie beyond the slice.
 #[inline(always)]
 pub(crate) fn fetch_span<T>(slice: &[T], first: usize) {
-    #[cfg(target_arch = "x86_64")]
-    prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }, T>(slice, first);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (slice, first);
+    prefetch::<false, T>(slice, first);
 }
 
 /// As [`fetch`], of what the step does not need again, so that it gives way in the caches to what a second walk needs. It is no gain where
@@ -40,21 +37,18 @@ pub(crate) fn fetch_once<T>(slice: &[T], at: usize) {
 /// As [`fetch_span`] and [`fetch_once`].
 #[inline(always)]
 pub(crate) fn fetch_span_once<T>(slice: &[T], first: usize) {
-    #[cfg(target_arch = "x86_64")]
-    prefetch::<{ std::arch::x86_64::_MM_HINT_NTA }, T>(slice, first);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (slice, first);
+    prefetch::<true, T>(slice, first);
 }
 
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch<const HINT: i32, T>(slice: &[T], first: usize) {
-    #[cfg(not(miri))]
+fn prefetch<const ONCE: bool, T>(slice: &[T], first: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     for line in (0..SPAN * size_of::<T>()).step_by(LINE) {
-        let element = slice.as_ptr().wrapping_add(first).wrapping_byte_add(line);
+        use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _mm_prefetch};
+        let element = slice.as_ptr().wrapping_add(first).wrapping_byte_add(line).cast();
         // SAFETY: nothing is read. The processor ignores an address that it cannot fetch from.
-        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(element.cast()) };
+        unsafe { if ONCE { _mm_prefetch::<_MM_HINT_NTA>(element) } else { _mm_prefetch::<_MM_HINT_T0>(element) } };
     }
-    #[cfg(miri)]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = (slice, first);
 }
