@@ -126,6 +126,18 @@ impl Tensor {
         (self.parameter.dtype() != DType::F32).then_some(self.master)
     }
 
+    /// Whether there is a master in the state.
+    #[must_use]
+    pub fn has_master(&self) -> bool {
+        matches!(self.master(), Some(Master::F32 | Master::Split))
+    }
+
+    /// Whether there is state that begins as the parameter does: a master or an average.
+    #[must_use]
+    pub fn needs_seed(&self) -> bool {
+        self.has_master() || self.ema
+    }
+
     /// The arrays kept for the parameter, with their element types and numbers of elements: the slots of its rule in order, each
     /// followed by its scales, then master and average.
     #[must_use]

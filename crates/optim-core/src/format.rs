@@ -308,6 +308,21 @@ impl Code8 {
             Self::Positive => Coding { sign: 0, most: 126_974.0, part: 1.0 / 126_974.0, least: 0x801 },
         }
     }
+
+    /// The number of a code: [`decode_signed`] or [`decode_positive`].
+    #[inline(always)]
+    #[must_use]
+    pub fn decode(self, code: u8, scale: f32) -> f32 {
+        self.coding().decode(code, scale)
+    }
+
+    /// One of the two codes around `x`: [`encode_signed`] or [`encode_positive`].
+    #[inline(always)]
+    #[must_use]
+    pub fn encode(self, x: f32, scale: f32, random: u32) -> u8 {
+        let coding = self.coding();
+        coding.encode(x, coding.steps(scale), random)
+    }
 }
 
 impl Coding {
@@ -364,7 +379,7 @@ impl Coding {
 #[inline(always)]
 #[must_use]
 pub fn decode_signed(code: u8, scale: f32) -> f32 {
-    Code8::Signed.coding().decode(code, scale)
+    Code8::Signed.decode(code, scale)
 }
 
 /// One of the two signed codes around `x`, the one further from 0 with the probability of the distance from the other: what is
@@ -376,8 +391,7 @@ pub fn decode_signed(code: u8, scale: f32) -> f32 {
 #[inline(always)]
 #[must_use]
 pub fn encode_signed(x: f32, scale: f32, random: u32) -> u8 {
-    let coding = Code8::Signed.coding();
-    coding.encode(x, coding.steps(scale), random)
+    Code8::Signed.encode(x, scale, random)
 }
 
 /// The number of a positive code: `y · scale / 126974` with `y = 2ᵉ⁺¹ · (1 + f / 16) − 2`, where the code's upper four bits are
@@ -385,7 +399,7 @@ pub fn encode_signed(x: f32, scale: f32, random: u32) -> u8 {
 #[inline(always)]
 #[must_use]
 pub fn decode_positive(code: u8, scale: f32) -> f32 {
-    Code8::Positive.coding().decode(code, scale)
+    Code8::Positive.decode(code, scale)
 }
 
 /// One of the two positive codes around `x`, as [`encode_signed`] does; but 0 is for 0 alone. Smaller numbers than the code 1,
@@ -396,8 +410,7 @@ pub fn decode_positive(code: u8, scale: f32) -> f32 {
 #[inline(always)]
 #[must_use]
 pub fn encode_positive(x: f32, scale: f32, random: u32) -> u8 {
-    let coding = Code8::Positive.coding();
-    coding.encode(x, coding.steps(scale), random)
+    Code8::Positive.encode(x, scale, random)
 }
 
 /// Mixes 32 bits: every bit of the input changes every bit of the output with a probability near a half. One-to-one; 0 stays 0.

@@ -754,7 +754,7 @@ impl Optimizer {
             return self.flags.fill(false);
         }
         for ((flag, seeded), tensor) in self.flags.iter_mut().zip(&self.seeded).zip(&self.tensors) {
-            *flag = !seeded && needs_seed(tensor);
+            *flag = !seeded && tensor.needs_seed();
         }
     }
 
@@ -964,12 +964,6 @@ fn refuse_accumulated(grads: &[Grad<'_>]) -> Result<()> {
         return Err(Error::State { what, expected });
     }
     Ok(())
-}
-
-/// Whether a parameter has state that begins as the parameter does.
-fn needs_seed(tensor: &Tensor) -> bool {
-    use crate::format::Master;
-    tensor.ema || matches!(tensor.master(), Some(Master::F32 | Master::Split))
 }
 
 /// The numbers of a dynamic loss scale.

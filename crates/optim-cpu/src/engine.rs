@@ -292,7 +292,7 @@ impl Memory {
                     SlotFormat::Bf16 => numbers_mut(bytes).fill(format::f32_to_bf16(init)),
                     SlotFormat::Block8(code) => {
                         let scale = format::scale_of(&[init]);
-                        bytes.fill(storage::encode(code, init, scale));
+                        bytes.fill(code.encode(init, scale, 0));
                         floats_mut(self.bytes_mut(arena::kind(Part::Scales(nth)), param)).fill(scale);
                     }
                 }

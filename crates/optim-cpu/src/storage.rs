@@ -118,14 +118,6 @@ pub(crate) fn store_codes(code: Code8, random: Random, values: &[f32], codes: &m
     }
 }
 
-/// The code of a number, rounded to where the least random bits say.
-pub(crate) fn encode(code: Code8, x: f32, scale: f32) -> u8 {
-    match code {
-        Code8::Signed => format::encode_signed(x, scale, 0),
-        Code8::Positive => format::encode_positive(x, scale, 0),
-    }
-}
-
 /// `sum ← sum + weight · g`, of a sum that is 0 before if it is `fresh`.
 #[inline(never)]
 pub(crate) fn accumulate(weight: f32, fresh: bool, dtype: DType, g: &[u8], sum: &mut [f32]) {

@@ -10,7 +10,6 @@ use bytemuck::Zeroable;
 use optim_core::backend::{
     FROZEN, Part, Plan, Progress, Record, RowList, Shaping, Stages, Tensor, Trust, Update, wrong_memory,
 };
-use optim_core::format::Master;
 use optim_core::guard::{Control, Guard, Verdict};
 use optim_core::rule::{Slot, Sparse};
 use optim_core::{DType, DeviceMemory, Engine, Error, Grad, ParamMut, Result, Values};
@@ -616,8 +615,8 @@ impl GpuEngine {
         commands: &mut Commands<'_>,
         once: Option<wgpu::Buffer>,
     ) -> Result<()> {
-        let keep = |tensor: &Tensor| tensor.ema || matches!(tensor.master(), Some(Master::F32 | Master::Split));
-        let flags: Vec<bool> = self.tensors.iter().zip(seeds).map(|(tensor, &seed)| seed && keep(tensor)).collect();
+        let flags: Vec<bool> =
+            self.tensors.iter().zip(seeds).map(|(tensor, &seed)| seed && tensor.needs_seed()).collect();
         self.work(Work::Seed, |tensor| flags[tensor], params, Side::Absent, commands, once)
     }
 

@@ -322,11 +322,8 @@ fn arrays(tensor: &Tensor, slots: &[Slot]) -> Vec<Array> {
             SlotFormat::Bf16 => arrays.push(Array { part, bits: 16, shared: 1, init: half(format::f32_to_bf16(init)) }),
             SlotFormat::Block8(code) => {
                 let scale = format::scale_of(&[init]);
-                let code = match code {
-                    format::Code8::Signed => format::encode_signed(init, scale, 0),
-                    format::Code8::Positive => format::encode_positive(init, scale, 0),
-                };
-                arrays.push(Array { part, bits: 8, shared: 1, init: u32::from(code) * 0x0101_0101 });
+                let init = u32::from(code.encode(init, scale, 0)) * 0x0101_0101;
+                arrays.push(Array { part, bits: 8, shared: 1, init });
                 arrays.push(Array { part: Part::Scales(nth), bits: 32, shared: BLOCK, init: scale.to_bits() });
             }
         }

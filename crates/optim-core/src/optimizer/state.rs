@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::f16;
 
 use crate::backend::{Element, Part, SlotFormat};
-use crate::format::{self, BLOCK, Code8, Master};
+use crate::format::{self, BLOCK, Master};
 use crate::guard::{Control, LossScale};
 use crate::rule::Slot;
 use crate::rules::{lars, single};
@@ -536,9 +536,8 @@ impl<'a> Planner<'a> {
             return false;
         }
         // The engine sets masters and averages together, so beside a master that stays the average begins as that.
-        let has_master = matches!(self.optimizer.tensors[parameter].master(), Some(Master::F32 | Master::Split));
         self.report.missing.push(own.name.clone());
-        if !has_master || seeds || !saved.seeded {
+        if !self.optimizer.tensors[parameter].has_master() || seeds || !saved.seeded {
             return true;
         }
         let master = (saved.master() == Some(Master::F32)).then(|| array_name(&saved.name, Part::Master, &[]));
@@ -771,19 +770,21 @@ pub(super) fn decode(from: SlotFormat, bytes: &[u8], scales: &[u8], values: &mut
         SlotFormat::F16 => values.extend(bytes.chunks_exact(2).map(|word| format::f16_to_f32(half(word)))),
         SlotFormat::Bf16 => values.extend(bytes.chunks_exact(2).map(|word| format::bf16_to_f32(half(word)))),
         SlotFormat::Block8(code) => {
-            let decode = match code {
-                Code8::Signed => format::decode_signed,
-                Code8::Positive => format::decode_positive,
-            };
-            for (codes, scale) in bytes.chunks(BLOCK).zip(scales.chunks_exact(4).map(single)) {
-                values.extend(codes.iter().map(|&code| decode(code, scale)));
+            for (bytes, scale) in bytes.chunks(BLOCK).zip(scales.chunks_exact(4).map(single)) {
+                values.extend(bytes.iter().map(|&byte| code.decode(byte, scale)));
             }
         }
     }
 }
 
 /// Keeps numbers; `random` gives the random bits of each.
-fn encode(to: SlotFormat, values: &[f32], random: impl Fn(usize) -> u32, bytes: &mut Vec<u8>, scales: &mut Vec<u8>) {
+pub(super) fn encode(
+    to: SlotFormat,
+    values: &[f32],
+    random: impl Fn(usize) -> u32,
+    bytes: &mut Vec<u8>,
+    scales: &mut Vec<u8>,
+) {
     bytes.clear();
     scales.clear();
     match to {
@@ -798,14 +799,10 @@ fn encode(to: SlotFormat, values: &[f32], random: impl Fn(usize) -> u32, bytes: 
             bytes.extend(halves.flat_map(u16::to_ne_bytes));
         }
         SlotFormat::Block8(code) => {
-            let encode = match code {
-                Code8::Signed => format::encode_signed,
-                Code8::Positive => format::encode_positive,
-            };
             for (nth, block) in values.chunks(BLOCK).enumerate() {
                 let scale = format::scale_of(block);
                 scales.extend(scale.to_ne_bytes());
-                bytes.extend(block.iter().enumerate().map(|(at, &x)| encode(x, scale, random(nth * BLOCK + at))));
+                bytes.extend(block.iter().enumerate().map(|(at, &x)| code.encode(x, scale, random(nth * BLOCK + at))));
             }
         }
     }

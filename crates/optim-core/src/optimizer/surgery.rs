@@ -2,9 +2,11 @@
 
 use crate::backend::{Element, Engine, Part, Plan, Tensor};
 use crate::builder::check_shape;
-use crate::format::{self, BLOCK, Code8, Master};
+use crate::format;
 use crate::rule::{Slot, SlotShape};
 use crate::{DType, Error, Optimizer, Parameter, Result};
+
+use super::state::encode;
 
 /// In place of random bits: the nearer of two codes.
 const NEAREST: u32 = 0x2000;
@@ -50,8 +52,7 @@ impl Optimizer {
         let others = self.parameters.iter().enumerate().filter(|(other, _)| *other != index);
         check_shape(&rearranged, others.map(|(_, parameter)| parameter.len()).sum())?;
         let added = rows.iter().filter(|row| row.is_none()).count();
-        let begins = old.ema || matches!(old.master(), Some(Master::F32 | Master::Split));
-        let may_miss = !(begins && self.seeded[index]);
+        let may_miss = !(old.needs_seed() && self.seeded[index]);
         if new.len() != added * width && !(may_miss && new.is_empty()) {
             let (what, expected) = ("new rows", added * width);
             return Err(Error::Length { what, name: parameter.into(), expected, got: new.len() });
@@ -142,7 +143,6 @@ impl Optimizer {
         (nth, slot): (usize, &Slot),
         rows: &[Option<u32>],
     ) -> Result<()> {
-        let Some(code) = slot.narrow else { return Ok(()) };
         let values = self.read_slot(index, nth, slot)?;
         let width = tensor.rows_width();
         let mut moved = Vec::with_capacity(rows.len() * width);
@@ -152,16 +152,10 @@ impl Optimizer {
                 None => moved.extend(std::iter::repeat_n(slot.init, width)),
             }
         }
-        let scales: Vec<f32> = moved.chunks(BLOCK).map(format::scale_of).collect();
-        let encode = match code {
-            Code8::Signed => format::encode_signed,
-            Code8::Positive => format::encode_positive,
-        };
-        let blocks = moved.chunks(BLOCK).zip(&scales);
-        let codes: Vec<u8> =
-            blocks.flat_map(|(block, &scale)| block.iter().map(move |&x| encode(x, scale, NEAREST))).collect();
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        encode(tensor.slot_format(slot), &moved, |_| NEAREST, &mut codes, &mut scales);
         engine.write(index, Part::Slot(nth), 0, &codes)?;
-        engine.write(index, Part::Scales(nth), 0, bytemuck::cast_slice(&scales))
+        engine.write(index, Part::Scales(nth), 0, &scales)
     }
 
     /// As [`rearrange_rows`](Self::rearrange_rows): keeps the first `rows` rows, and appends new ones if there are fewer.
