@@ -142,7 +142,7 @@ impl CpuEngine {
             memory.order = Order::Forward;
             memory.walk(batch, now, update, params, grads, |_, _, _, gradient, piece, space| {
                 if let Gradient::Dense(..) = gradient {
-                    guard::measure(&gradient, factor, piece.len, sums_mut(piece), space);
+                    guard::measure(&gradient, factor, piece.len, piece_sums(piece), space);
                 }
             });
         }
@@ -152,83 +152,95 @@ impl CpuEngine {
 
     /// Measures those parameters of a batch that have to be, and updates all of it.
     fn update_batch(&mut self, batch: usize, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) {
-        let Self { memory, now, kernels, .. } = self;
-        let range = memory.cuts.batches[batch].params.clone();
-        let updated = |param: usize| update.record_of[param] != FROZEN && !grads[param].is_none();
-        memory.order = if update.guard.is_some() { Order::Backward } else { Order::Forward };
-        if now.records.iter().any(|record| record.trust.is_some()) {
-            memory.walk(batch, now, update, params, grads, |form, record, _, gradient, piece, space| {
-                if record.trust.is_some() {
-                    let (shape, add) =
-                        (Shape::before_rows(record), |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| {
-                            lars::measure(p, g, sums)
-                        });
-                    measure(form, lars::TERMS, &shape, gradient, piece, space, add);
-                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
-                        let mut record = *record;
-                        lars::finish(&record.trust, &mut record.shaping, reduce::total(sums_mut(piece)));
-                        let shape = Shape::new(&record, &[], form.width);
-                        apply(kernels, update, form, &record, &shape, gradient, piece, space);
-                    }
-                }
-            });
-            for param in range.clone().filter(|&param| updated(param)) {
-                let record = &mut now.records[update.record_of[param] as usize];
-                let rows = matches!(grads[param], Grad::Rows(..));
-                if record.trust.is_some() && !at_once(&memory.forms[param], record, rows) {
-                    lars::finish(&record.trust, &mut record.shaping, reduce::total(memory.sums_mut(param)));
-                }
-            }
+        let range = self.memory.cuts.batches[batch].params.clone();
+        self.memory.order = if update.guard.is_some() { Order::Backward } else { Order::Forward };
+        if self.now.records.iter().any(|record| record.trust.is_some()) {
+            self.measure_trust(batch, update, params, grads);
         }
-        if now.records.iter().any(Record::needs_rows) {
-            memory.measure_rows(batch, now, update, params, grads);
+        if self.now.records.iter().any(Record::needs_rows) {
+            self.memory.measure_rows(batch, &mut self.now, update, params, grads);
         }
-        now.shape_rows(&range, memory, update, params);
-        if kernels.iter().any(|kernels| kernels.norms.is_some()) {
-            memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
-                if let Some(Norms { terms, measure: add, finish, .. }) = kernels[form.tensor.rule].norms {
-                    let add = |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| {
-                        add(&record.scalars, p, g, slots, sums)
-                    };
-                    measure(form, terms, shape, gradient, piece, space, add);
-                    if at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
-                        let mut record = *record;
-                        finish(&mut record.scalars, reduce::total(sums_mut(piece)));
-                        apply(kernels, update, form, &record, shape, gradient, piece, space);
-                    }
-                }
-            });
-            for param in range.clone().filter(|&param| updated(param)) {
-                let record = &mut now.records[update.record_of[param] as usize];
-                let (form, rows) = (&memory.forms[param], matches!(grads[param], Grad::Rows(..)));
-                if let Some(norms) = kernels[form.tensor.rule].norms.filter(|_| !at_once(form, record, rows)) {
-                    (norms.finish)(&mut record.scalars, reduce::total(memory.sums_mut(param)));
-                }
-            }
+        self.now.shape_rows(&range, &self.memory, update, params);
+        if self.kernels.iter().any(|kernels| kernels.norms.is_some()) {
+            self.measure_norms(batch, update, params, grads);
         }
         // Alone, the calling thread has all of each parameter.
-        if !memory.alone && !memory.shared.is_empty() {
-            memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
-                if form.factored && piece.len < form.len {
-                    factored::measure(form, record, shape, gradient, piece, space);
-                }
-            });
-            for nth in 0..memory.shared.len() {
-                let param = memory.shared[nth];
-                if !range.contains(&param) || !updated(param) {
-                    continue;
-                }
-                let sums = reduce::total(memory.sums_mut(param));
-                let record = &mut now.records[update.record_of[param] as usize];
-                factored::finish(&mut record.scalars, sums, memory.forms[param].len);
-            }
+        if !self.memory.alone && !self.memory.shared.is_empty() {
+            self.measure_factored(batch, update, params, grads);
         }
+        let Self { memory, now, kernels, .. } = self;
         memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
             let measured = record.trust.is_some() || kernels[form.tensor.rule].norms.is_some();
-            if !(measured && at_once(form, record, matches!(gradient, Gradient::Rows(_)))) {
+            if !(measured && goes_at_once(form, record, matches!(gradient, Gradient::Rows(_)))) {
                 apply(kernels, update, form, record, shape, gradient, piece, space);
             }
         });
+    }
+
+    /// Measures what trust ratios are made of; completes the records, or updates at once.
+    fn measure_trust(&mut self, batch: usize, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) {
+        let Self { memory, now, kernels, .. } = self;
+        memory.walk(batch, now, update, params, grads, |form, record, _, gradient, piece, space| {
+            if !record.trust.is_some() {
+                return;
+            }
+            let add = |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| lars::measure(p, g, sums);
+            measure(form, lars::TERMS, &Shape::before_rows(record), gradient, piece, space, add);
+            if goes_at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
+                let mut record = *record;
+                lars::finish(&record.trust, &mut record.shaping, reduce::total(piece_sums(piece)));
+                let shape = Shape::new(&record, &[], form.width);
+                apply(kernels, update, form, &record, &shape, gradient, piece, space);
+            }
+        });
+        for param in updated(memory.cuts.batches[batch].params.clone(), update, grads) {
+            let record = &mut now.records[update.record_of[param] as usize];
+            if record.trust.is_some()
+                && !goes_at_once(&memory.forms[param], record, matches!(grads[param], Grad::Rows(..)))
+            {
+                lars::finish(&record.trust, &mut record.shaping, reduce::total(memory.sums_mut(param)));
+            }
+        }
+    }
+
+    /// Measures what rules with [norms](Norms) need; completes the records, or updates at once.
+    fn measure_norms(&mut self, batch: usize, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) {
+        let Self { memory, now, kernels, .. } = self;
+        memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
+            let Some(Norms { terms, measure: add, finish, .. }) = kernels[form.tensor.rule].norms else { return };
+            let add =
+                |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| add(&record.scalars, p, g, slots, sums);
+            measure(form, terms, shape, gradient, piece, space, add);
+            if goes_at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
+                let mut record = *record;
+                finish(&mut record.scalars, reduce::total(piece_sums(piece)));
+                apply(kernels, update, form, &record, shape, gradient, piece, space);
+            }
+        });
+        for param in updated(memory.cuts.batches[batch].params.clone(), update, grads) {
+            let (form, record) = (&memory.forms[param], &mut now.records[update.record_of[param] as usize]);
+            let Some(norms) = kernels[form.tensor.rule].norms else { continue };
+            if !goes_at_once(form, record, matches!(grads[param], Grad::Rows(..))) {
+                (norms.finish)(&mut record.scalars, reduce::total(memory.sums_mut(param)));
+            }
+        }
+    }
+
+    /// Measures those parameters with a factored rule that several tasks share; completes the records.
+    fn measure_factored(&mut self, batch: usize, update: &Update<'_>, params: &mut [ParamMut<'_>], grads: &[Grad<'_>]) {
+        let Self { memory, now, .. } = self;
+        memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
+            if form.factored && piece.len < form.len {
+                factored::measure(form, record, shape, gradient, piece, space);
+            }
+        });
+        for param in updated(memory.cuts.batches[batch].params.clone(), update, grads) {
+            if memory.shared.binary_search(&param).is_ok() {
+                let record = &mut now.records[update.record_of[param] as usize];
+                let sums = reduce::total(memory.sums_mut(param));
+                factored::finish(&mut record.scalars, sums, memory.forms[param].len);
+            }
+        }
     }
 }
 
@@ -243,8 +255,8 @@ impl Memory {
         let alone = !cuts.wakes;
         let (order, arenas) = (Order::Forward, Default::default());
         let mut memory = Self { forms, layout, alone, order, cuts, shared, rooms, pool, arenas };
-        let at_once = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
-        at_once.into_iter().try_for_each(|kind| memory.make(kind))?;
+        let mut needed = (0..KINDS).filter(|kind| ![ACCUMULATED, KEPT, SUMS].contains(kind));
+        needed.try_for_each(|kind| memory.make(kind))?;
         memory.fill();
         Ok(memory)
     }
@@ -649,8 +661,13 @@ fn each_row(units: &mut [Row], first: usize, work: &impl Fn(&mut Space, usize, &
     units.iter_mut().enumerate().for_each(|(index, unit)| work(&mut space, first + index, unit));
 }
 
+/// Those of the parameters that are updated.
+fn updated(params: Range<usize>, update: &Update<'_>, grads: &[Grad<'_>]) -> impl Iterator<Item = usize> {
+    params.filter(|&param| update.record_of[param] != FROZEN && !grads[param].is_none())
+}
+
 /// Whether a parameter that is measured before it is updated is so by one task: nothing but its own sums is missing then.
-fn at_once(form: &Form, record: &Record, lists_rows: bool) -> bool {
+fn goes_at_once(form: &Form, record: &Record, lists_rows: bool) -> bool {
     form.at_once && !record.needs_rows() && !lists_rows
 }
 
@@ -707,7 +724,7 @@ fn measure(
 }
 
 /// The sums of a piece's slices.
-fn sums_mut<'p>(piece: &'p mut Piece<'_>) -> &'p mut [Sums] {
+fn piece_sums<'p>(piece: &'p mut Piece<'_>) -> &'p mut [Sums] {
     numbers_mut(piece.arrays[SUMS])
 }
 
