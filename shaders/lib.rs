@@ -680,7 +680,7 @@ fn shape(text: &mut String, nth: usize, component: &str, rows: bool) {
 fn average(text: &mut String, storage: &Storage) {
     if storage.ema {
         text.push_str(
-            "    if (record.stages.ema != 0.0) {
+            "    if (record.stages.ema > 0.0) {
         let ema_4 = load_ema(at, on);
         store_ema(at, on, ema_4 + record.stages.ema * (p_4 - ema_4));
     }

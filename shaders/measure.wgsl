@@ -53,7 +53,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
                 bad = 1u;
             }
             var x = decoded(bits);
-            if (factor != 1.0) {
+            if (!(factor == 1.0)) {
                 x = factor * x;
             }
             let squares = x * x;

@@ -96,13 +96,14 @@ struct Stages {
     pad1: u32,
 }
 
-// g ← min(max(factor · g, −limit), limit), each term only where it does something
+// g ← min(max(factor · g, −limit), limit), each term only where it does something. A trust ratio may have made factor and decay NaN,
+// for which `!=` is false where naga writes SPIR-V.
 fn limited(s: Shaping, g: f32) -> f32 {
     var shaped = g;
-    if (s.factor != 1.0) {
+    if (!(s.factor == 1.0)) {
         shaped = s.factor * shaped;
     }
-    if (s.limit != 0.0) {
+    if (s.limit > 0.0) {
         // By the bits: comparisons may be made a minimum and a maximum, which lose NaN.
         let bits = bitcast<u32>(shaped);
         let magnitude = bits & 0x7fffffffu;
@@ -116,7 +117,7 @@ fn limited(s: Shaping, g: f32) -> f32 {
 // The same, and g ← g + weight_decay · p.
 fn shape(s: Shaping, g: f32, p: f32) -> f32 {
     var shaped = limited(s, g);
-    if (s.weight_decay != 0.0) {
+    if (!(s.weight_decay == 0.0)) {
         shaped = shaped + s.weight_decay * p;
     }
     return shaped;
@@ -128,7 +129,7 @@ fn shape_in_row(s: Shaping, units: f32, row: vec2<f32>, g: f32, p: f32) -> f32 {
     if (units > 0.0) {
         shaped = row.x * shaped;
     }
-    if (s.weight_decay != 0.0) {
+    if (!(s.weight_decay == 0.0)) {
         shaped = shaped + s.weight_decay * p;
     }
     if ((s.flags & CENTRALIZE) != 0u) {

@@ -48,7 +48,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     let record = records[stretch.record];
     let clips = record.stages.units > 0.0;
-    let decays = (record.shaping.flags & CENTRALIZE) != 0u && record.shaping.weight_decay != 0.0;
+    let decays = (record.shaping.flags & CENTRALIZE) != 0u && !(record.shaping.weight_decay == 0.0);
     let on = vec4<bool>(true, false, false, false);
 
     // S, Q, P₂, P.

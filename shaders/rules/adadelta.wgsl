@@ -12,9 +12,9 @@ fn update(s: Step, p: ptr<function, f32>, g: f32, a: ptr<function, f32>, b: ptr<
     *a = s.rho * *a + s.one_minus_rho * g * g;
     // (2) u = √(b + ε) / √(a + ε) · g;  where a + ε = 0: 0
     let d = sqrt(*a + s.epsilon);
-    var u = 0.0;
-    if (d != 0.0) {
-        u = sqrt(*b + s.epsilon) / d * g;
+    var u = sqrt(*b + s.epsilon) / d * g;
+    if (d == 0.0) {
+        u = 0.0;
     }
     // (3) b ← ρ · b + (1 − ρ) · u²
     *b = s.rho * *b + s.one_minus_rho * u * u;

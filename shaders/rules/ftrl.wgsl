@@ -48,7 +48,9 @@ fn power(x: f32, y: f32, high: f32, low: f32) -> f32 {
     result = result * bitcast<f32>(u32((k - half + 127) << 23u));
     // f is no fraction there
     if (t > 200.0) {
-        result = bitcast<f32>(0x7f800000u);
+        // a variable, since no constant may be infinite
+        var infinite = 0x7f800000u;
+        result = bitcast<f32>(infinite);
     }
     if (t < -200.0) {
         result = 0.0;

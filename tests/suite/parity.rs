@@ -81,6 +81,36 @@ fn of_small_matrices() {
     }
 }
 
+/// Gradients that are not finite, which nothing guards: the same numbers become so. (On other GPUs than Mesa's, which may assume that
+/// there are none, at least those.)
+#[test]
+#[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]
+fn of_what_is_not_finite() {
+    let mut problem = Problem::shaped(&[&[5, 7], &[300], &[4, 3, 3], &[20]], 4, 11);
+    let places =
+        [(0, 3, f32::NAN), (1, 17, f32::INFINITY), (1, 18, f32::NEG_INFINITY), (1, 19, f32::NAN), (2, 8, f32::NAN)];
+    for (tensor, element, x) in places {
+        problem.gradients[1][tensor].as_mut().unwrap()[element] = x;
+    }
+    for rule in Rule::all() {
+        for (decay, loss_scale) in [(0.0, 1.0), (0.1, 3.0)] {
+            let setup = Setup { rule: rule.clone(), groups: vec![(1e-2, decay)], loss_scale };
+            let [cpu, gpu] = [Target::Cpu, Target::Gpu]
+                .map(|target| Run::train(setup.builder(&problem.parameters), target, &problem).unwrap());
+            let mut broken = 0;
+            for (a, b) in cpu.arrays().iter().zip(gpu.arrays()) {
+                for (i, (p, q)) in a.values.iter().zip(&b.values).enumerate() {
+                    let same = p.to_bits() == q.to_bits() || (p.is_nan() && q.is_nan());
+                    let agree = if gpu_is_llvmpipe() { same } else { p.is_finite() || !q.is_finite() };
+                    assert!(agree, "{rule:?}: {}[{i}] is {p:e} on the CPU, {q:e} on the GPU", a.name);
+                    broken += usize::from(!p.is_finite());
+                }
+            }
+            assert!(broken > 0, "{rule:?}");
+        }
+    }
+}
+
 /// Many updates: errors that a single step hides would add up.
 #[test]
 #[cfg_attr(skip_gpu, ignore = "OPTIM_TEST_GPU=skip")]

@@ -92,6 +92,22 @@ fn storages(slots: usize) -> Vec<Storage> {
     storages
 }
 
+/// Whether floats are compared by `!=`, which naga writes for SPIR-V as `OpFOrdNotEqual`: false for NaN, unlike in WGSL, Rust and all
+/// other languages.
+fn has_float_not_equal(module: &Module, info: &ModuleInfo) -> bool {
+    let functions = module.functions.iter().map(|(handle, function)| (function, &info[handle]));
+    let entries =
+        module.entry_points.iter().enumerate().map(|(nth, entry)| (&entry.function, info.get_entry_point(nth)));
+    functions.chain(entries).any(|(function, info)| {
+        function.expressions.iter().any(|(_, expression)| match *expression {
+            naga::Expression::Binary { op: naga::BinaryOperator::NotEqual, left, .. } => {
+                info[left].ty.inner_with(&module.types).scalar_kind() == Some(naga::ScalarKind::Float)
+            }
+            _ => false,
+        })
+    })
+}
+
 /// Validates a kernel of so many lanes and writes it in every language that drivers take.
 fn written(what: &str, source: &str, lanes: u32) {
     let (module, info) = validated(what, source);
@@ -106,6 +122,7 @@ fn written_as(what: &str, module: &Module, info: &ModuleInfo, entry_points: &[&s
     let is_storage = |space: AddressSpace| matches!(space, AddressSpace::Storage { .. });
     let buffers = module.global_variables.iter().filter(|(_, variable)| is_storage(variable.space)).count();
     assert!(buffers <= 8, "{what} binds {buffers} buffers");
+    assert!(!has_float_not_equal(module, info), "{what}: `!=` of floats");
 
     for entry_point in entry_points {
         let entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: (*entry_point).into() };

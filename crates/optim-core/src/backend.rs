@@ -176,12 +176,16 @@ impl Tensor {
     }
 
     /// The rows over which a gradient is centralized or clipped by units, and the elements of each: the first axis and the product
-    /// of the others; one row for a parameter of fewer than two axes.
+    /// of the others; one row for a parameter of fewer than two axes, none for one without elements.
     #[must_use]
     pub fn rows(&self) -> (usize, usize) {
         match self.parameter.shape() {
+            [0, ..] => (0, 0),
             [] | [_] => (1, self.parameter.len()),
-            [rows, rest @ ..] => (*rows, rest.iter().product()),
+            [rows, rest @ ..] => match rest.iter().product() {
+                0 => (0, 0),
+                width => (*rows, width),
+            },
         }
     }
 }

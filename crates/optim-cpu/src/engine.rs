@@ -76,7 +76,7 @@ impl CpuEngine {
         let forms: Vec<Form> = plan.tensors.iter().map(|tensor| Form::new(plan, tensor)).collect();
         let mut unit_starts = vec![0];
         unit_starts.extend(forms.iter().scan(0, |end, form| {
-            *end += if form.len == 0 { 0 } else { form.tensor.rows().0 };
+            *end += form.tensor.rows().0;
             Some(*end)
         }));
         let row_starts = vec![0; forms.len() + 1];

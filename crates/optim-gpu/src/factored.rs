@@ -97,10 +97,11 @@ impl Factored {
             let lens = tensors.iter().map(|tensor| (slot.shape.len(tensor.parameter.shape()) * size).div_ceil(4));
             Ok((Memory::new(context, slot.name, lens)?, size))
         });
+        let roots = dims.iter().map(|dims| dims.rows as usize * dims.stack as usize);
         Ok(Self {
             places: places.collect(),
             slots: memories.collect::<Result<_>>()?,
-            row_factors: Memory::new(context, "roots", dims.iter().map(|dims| (dims.rows * dims.stack) as usize))?,
+            row_factors: Memory::new(context, "roots", roots)?,
             sums: Memory::new(context, "sums", dims.iter().map(|dims| 2 * dims.slices as usize))?,
             nothing: context.create_buffer("nothing", 4 * 256, USAGE, false)?,
             dims,

@@ -10,9 +10,9 @@ fn update(s: &Step, p: &mut f32, g: f32, a: &mut f32, b: &mut f32) {
     *a = s.rho * *a + s.one_minus_rho * g * g;
     // (2) u = √(b + ε) / √(a + ε) · g;  where a + ε = 0: 0
     let d = (*a + s.epsilon).sqrt();
-    let mut u = 0.0;
-    if d != 0.0 {
-        u = (*b + s.epsilon).sqrt() / d * g;
+    let mut u = (*b + s.epsilon).sqrt() / d * g;
+    if d == 0.0 {
+        u = 0.0;
     }
     // (3) b ← ρ · b + (1 − ρ) · u²
     *b = s.rho * *b + s.one_minus_rho * u * u;

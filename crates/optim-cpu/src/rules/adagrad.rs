@@ -13,8 +13,10 @@ fn update(s: &Step, p: &mut f32, g: f32, accum: &mut f32) {
     // (2) d = √accum + ε
     let d = accum.sqrt() + s.epsilon;
     // (3) p ← p − γₜ · g / d;  where d = 0: no change
-    if d != 0.0 {
-        *p = *p - s.lr * g / d;
+    let old = *p;
+    *p = old - s.lr * g / d;
+    if d == 0.0 {
+        *p = old;
     }
 }
 

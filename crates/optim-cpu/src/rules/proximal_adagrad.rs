@@ -9,25 +9,25 @@ use crate::kernel::elementwise;
 fn update(s: &Step, p: &mut f32, g: f32, accum: &mut f32) {
     // (1) accum ← accum + g²
     *accum = *accum + g * g;
-    // where accum = 0: no change
-    if *accum != 0.0 {
-        // (2) η = γ / √accum
-        let eta = s.lr / accum.sqrt();
-        // (3) q = p − η · g
-        let q = *p - eta * g;
-        // (4) p ← sign(q) · max(|q| − η · l1, 0) / (1 + η · l2)
-        let mut shrunk = q.abs() - eta * s.l1;
-        if shrunk < 0.0 {
-            shrunk = 0.0;
-        }
-        if q < 0.0 {
-            shrunk = -shrunk;
-        }
-        *p = shrunk;
-        if s.l2 != 0.0 {
-            *p = shrunk / (1.0 + eta * s.l2);
-        }
+    // (2) η = γ / √accum
+    let eta = s.lr / accum.sqrt();
+    // (3) q = p − η · g
+    let q = *p - eta * g;
+    // (4) p ← sign(q) · max(|q| − η · l1, 0) / (1 + η · l2);  where accum = 0: no change
+    let mut shrunk = q.abs() - eta * s.l1;
+    if shrunk < 0.0 {
+        shrunk = 0.0;
     }
+    if q < 0.0 {
+        shrunk = -shrunk;
+    }
+    if s.l2 > 0.0 {
+        shrunk = shrunk / (1.0 + eta * s.l2);
+    }
+    if *accum == 0.0 {
+        shrunk = *p;
+    }
+    *p = shrunk;
 }
 
 elementwise!(kernel = update, Step, [accum: Positive]);
