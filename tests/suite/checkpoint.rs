@@ -3,8 +3,9 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use optim_tests::engine::{Formats, Numbers};
 use optim_tests::resume::builder;
@@ -614,6 +615,40 @@ fn permissions_are_kept() {
     }
 }
 
+/// Nor may they read it while it is written.
+#[cfg(unix)]
+#[test]
+fn permissions_are_kept_from_the_first_byte_on() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder("permissions_from_the_first_byte_on");
+    let path = folder.join("run.safetensors");
+    let parameters = [Parameter::new("w", [2_000_000])];
+    let mut optimizer = Adam::default().params(parameters).build(host()).unwrap();
+    checkpoint::save(&mut optimizer, &path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let (done, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+    let modes = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut modes = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                let files = fs::read_dir(&folder).unwrap().filter_map(|entry| entry.ok()?.metadata().ok());
+                let filled = files.filter(|file| file.len() > 0);
+                modes.extend(filled.map(|file| format!("{:o}", file.permissions().mode() & 0o777)));
+                begun.store(true, Ordering::Relaxed);
+            }
+            modes
+        });
+        while !begun.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        let saved = checkpoint::save(&mut optimizer, &path);
+        done.store(true, Ordering::Relaxed);
+        saved.unwrap();
+        watch.join().unwrap()
+    });
+    assert!(modes.len() > 1 && modes.iter().all(|mode| mode == "600"), "{modes:?}");
+}
+
 fn counting() -> Optimizer {
     Momentum::new(0.0, 1.0 - 1.0 / 1024.0).params([Parameter::new("w", [100_000])]).build(host()).unwrap()
 }
@@ -641,7 +676,7 @@ fn killed_saves_leave_a_whole_file() {
             line.clear();
             assert!(std::io::BufRead::read_line(&mut ready, &mut line).unwrap() > 0, "it saves");
         }
-        std::thread::sleep(Duration::from_micros(random.below(40_000)));
+        thread::sleep(Duration::from_micros(random.below(40_000)));
         process.kill().unwrap();
         process.wait().unwrap();
         let mut optimizer = counting();

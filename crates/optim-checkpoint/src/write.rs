@@ -42,9 +42,11 @@ pub fn save(optimizer: &mut Optimizer, path: impl AsRef<Path>) -> Result<u64> {
         }
     };
     let (name, writing) = (path.display().to_string(), beside_it("writing", &temporary));
-    let saved = write_as(&state, &mut file, &name, &writing).and_then(|len| {
-        let failed = |doing, error| refuse(path, &beside_it(doing, &temporary), error);
-        keep_permissions(&file, path).map_err(|error| failed("giving the old file's permissions to", error))?;
+    let failed = |doing, error| refuse(path, &beside_it(doing, &temporary), error);
+    // Before there is anything to be read.
+    let permitted =
+        keep_permissions(&file, path).map_err(|error| failed("giving the old file's permissions to", error));
+    let saved = permitted.and_then(|()| write_as(&state, &mut file, &name, &writing)).and_then(|len| {
         file.sync_all().map_err(|error| failed("forcing to the disk", error))?;
         drop(file);
         fs::rename(&temporary, path).map_err(|error| refuse(path, "replacing", error))?;
