@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use half::f16;
+use half::{bf16, f16};
 use optim_tests::{Bound, Run, Target, compare, on_every_backend};
 use optimizers::core::{Backend, Master};
 use optimizers::rule::{At, CustomRule, Passes, Slot, SlotShape, StepScalars, UpdateRule};
@@ -764,6 +764,43 @@ on_every_backend! {
             optimizer.step(&mut [a.into(), (&brain).into()], &[g, h]).map(drop)
         };
         refused_step(target, &Second::Fixed, parameter, is_right, &["\"bias\""]);
+    }
+
+    /// Masters and averages stay what they were where one parameter's memory is refused.
+    fn a_refused_reseed(target) {
+        let foreign = Foreign(3, DType::Bf16);
+        let [plain, refused] = [false, true].map(|refused| {
+            let parameters = ["u", "v"].map(|name| Parameter::new(name, [3]).with_dtype(DType::Bf16));
+            let mut optimizer = Adam::new(1e-4).params(parameters).ema(0.9).build(target).unwrap();
+            let [mut u, mut v] = [[bf16::ONE; 3]; 2];
+            for step in 0..3 {
+                if refused && step == 2 {
+                    let mut other = [bf16::from_f32(9.0); 3];
+                    let error = optimizer.reseed(&mut [(&mut other).into(), (&foreign).into()]).unwrap_err();
+                    assert!(matches!(error, Error::Memory { what: "parameter", .. }), "{error}");
+                }
+                let g = Grad::F32(&[0.5; 3]);
+                assert!(optimizer.step(&mut [(&mut u).into(), (&mut v).into()], &[g, g]).unwrap().applied());
+            }
+            ["u", "v"].map(|name| optimizer.average(name).unwrap())
+        });
+        assert_eq!(refused, plain);
+        assert_ne!(plain[0], [1.0; 3]);
+    }
+
+    /// Axes of any length beside one of none: nothing to update, nothing to overflow.
+    fn parameters_without_elements(target) {
+        let shapes: [&[usize]; 3] = [&[u32::MAX as usize, 0], &[0, u32::MAX as usize], &[3, 0, 1 << 40]];
+        for rule in [Rule::from(Sgd::default()), Lamb::new(0.01).into(), AdaMax::default().into()] {
+            let empty = shapes.iter().zip(["a", "b", "c"]).map(|(&shape, name)| Parameter::new(name, shape));
+            let parameters: Vec<_> = empty.chain([Parameter::new("w", [2, 300])]).collect();
+            let mut optimizer = Builder::new(rule).groups([ParamGroup::new(parameters).grad_centralization(true)]).build(target).unwrap();
+            let (mut none, mut w, g) = ([[0.0_f32; 0]; 3], [1.0_f32; 600], [0.5_f32; 600]);
+            let [a, b, c] = &mut none;
+            let empty = Grad::F32(&[]);
+            let params = &mut [a.into(), b.into(), c.into(), (&mut w).into()];
+            assert!(optimizer.step(params, &[empty, empty, empty, (&g).into()]).unwrap().applied());
+        }
     }
 
     fn exhausted_rates(target) {

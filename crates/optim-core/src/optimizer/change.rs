@@ -238,8 +238,9 @@ impl Optimizer {
         self.settle()?;
         self.refuse_swapped("setting masters anew")?;
         self.check_params(params)?;
-        self.seeded.fill(false);
-        self.find_seeds();
+        for (flag, tensor) in self.flags.iter_mut().zip(&self.tensors) {
+            *flag = tensor.needs_seed();
+        }
         self.seed(params)?;
         self.seeded.fill(true);
         Ok(())
