@@ -647,6 +647,54 @@ on_every_backend! {
         to.run(3).unwrap();
         assert_eq!(to.everything().unwrap(), from.everything().unwrap(), "resumed");
     }
+
+    /// What the next state lacks does not stay half loaded.
+    fn nothing_of_a_failed_load_is_left(target) {
+        let build = |names: &[&str]| Adam::default().params(named(names)).build(target).unwrap();
+        let (mut from, mut part, mut to) = (build(&["a", "b"]), build(&["b"]), build(&["a", "b"]));
+        for optimizer in [&mut from, &mut part, &mut to] {
+            let mut params = ones(optimizer);
+            steps(optimizer, &mut params, 2);
+        }
+        let mut copy = Copy::of(&mut from);
+        copy.reads = 1;
+        let _ = load(&mut to, &mut copy, STRICT).unwrap_err();
+        let lenient = LoadOptions { allow_missing: true, ..STRICT };
+        let report = load(&mut to, &mut part.state().unwrap(), lenient).unwrap();
+        assert_eq!(report.missing, ["a"]);
+        assert_eq!(slots(&to, "a"), [vec![0.0; 6], vec![0.0; 6]], "anew");
+        assert_eq!(slots(&to, "b"), slots(&part, "b"));
+        let mut params = ones(&to);
+        steps(&mut to, &mut params, 1);
+    }
+
+    /// A loss scale that ends with a load ends on the device, too.
+    fn the_loss_scale_on_the_device_follows(target) {
+        let plain = || Adam::default().params(named(&["w"]));
+        let mut from = plain().build(target).unwrap();
+        let dynamic = DynamicLossScale { init_loss_scale: 1024.0, ..DynamicLossScale::default() };
+        let mut to = plain().loss_scale(dynamic).build(target).unwrap();
+        let scale = |optimizer: &Optimizer| Some(optimizer.loss_scale_memory()?.to_host().unwrap());
+        let on_device = |scale: f32| (target.name() == "gpu").then(|| vec![scale]);
+        assert_eq!(scale(&to), on_device(1024.0));
+        let _ = load(&mut to, &mut from.state().unwrap(), LoadOptions { hyper: Hyper::KeepSaved, ..STRICT }).unwrap();
+        assert_eq!((to.loss_scale().unwrap(), scale(&to)), (1.0, on_device(1.0)));
+    }
+}
+
+/// A state with averages that are not wanted is converted as one without.
+#[test]
+fn averages_that_are_left_behind_hinder_nothing() {
+    let parameters = [Parameter::new("w", [2, 3]).with_dtype(DType::Bf16)];
+    let with = |master| Adam::default().params(&parameters).master(master);
+    let mut from = build(with(Master::Stochastic).ema(0.9));
+    let mut params = ones(&from);
+    steps(&mut from, &mut params, 2);
+    let options = LoadOptions { convert: true, ignore_unexpected: true, ..STRICT };
+    let report = load(&mut build(with(Master::F32)), &mut from.state().unwrap(), options).unwrap();
+    assert_eq!((report.unexpected, report.converted), (vec!["ema.w".into()], vec!["master.w".into()]));
+    let found = problems(&mut build(with(Master::F32).ema(0.9)), &mut from.state().unwrap(), options);
+    assert!(found.len() == 1 && found[0].contains("would begin the average anew"), "{found:?}");
 }
 
 /// Not while averages stand in the parameters, nor with accumulated gradients.

@@ -79,7 +79,8 @@
 //!
 //! Nothing but be refused. The header is read only if the file is as long as it says; offsets must cover the data without gap or overlap,
 //! in the size that shape and type give; names and keys must be unique. Before that is checked, memory is taken for the header
-//! alone, a small multiple of its length, which is at most 100 MB; then arrays are read in pieces.
+//! alone: a few times its length, which is at most 100 MB, but some 25 times that of a list of rates within it; then arrays are read in
+//! pieces.
 #![forbid(unsafe_code)]
 
 mod header;

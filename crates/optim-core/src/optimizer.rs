@@ -549,7 +549,8 @@ impl Optimizer {
     }
 
     /// The dynamic loss scale in the device's memory, one `f32`, for kernels that compute gradients there: it is always that of the
-    /// next step to be submitted, without waiting. Ask again after adding a group or moving rows: the state is in other memory then.
+    /// next step to be submitted, without waiting. Ask again after adding a group, moving rows, or loading a state
+    /// when a load or step had broken off half way: the state is in other memory then.
     /// `None` on a backend that decides on the host.
     #[must_use]
     pub fn loss_scale_memory(&self) -> Option<&dyn crate::DeviceMemory> {

@@ -242,7 +242,8 @@ pub enum Hyper {
 /// What a load accepts beside an exact match. The default is nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Parameters and arrays that the state lacks stay as they are: new layers of a model, with the fresh state of a new optimizer.
+    /// Parameters and arrays that the state lacks stay as they are: new layers of a model, with the fresh state of a new optimizer. After a
+    /// load or step that broke off half way they begin anew.
     /// Default `false`.
     pub allow_missing: bool,
     /// Parameters and arrays that only the state has are passed over. Default `false`.
@@ -266,7 +267,7 @@ pub struct LoadReport {
     pub missing: Vec<String>,
     /// Parameters and arrays that only the state has.
     pub unexpected: Vec<String>,
-    /// Arrays that were converted.
+    /// Arrays that were converted, and the masters of parameters that have another kind of master here, or none.
     pub converted: Vec<String>,
     /// Groups whose settings are now the state's.
     pub kept: Vec<usize>,

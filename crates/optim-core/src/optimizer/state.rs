@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use crate::backend::{Element, Part, SlotFormat};
+use crate::backend::{self, Element, Part, SlotFormat};
 use crate::format::{self, BLOCK, Master};
 use crate::guard::{Control, LossScale};
 use crate::rule::Slot;
@@ -120,17 +120,22 @@ impl Optimizer {
         let Plan { work, control, paces, parameters, groups, loss_scale, step, report } =
             Planner::plan(self, source.meta(), source.arrays(), *options)?;
 
+        if self.torn {
+            // What the state lacks would stay half written: it begins anew.
+            let plan = backend::Plan { rules: &self.rules, tensors: &self.tensors, groups: self.groups.len() };
+            self.engine = self.backend.engine(&plan)?;
+            self.updated.fill(false);
+            self.seeded.fill(false);
+        }
         self.torn = true;
         let mut buffers = Buffers::default();
         for work in &work {
             self.copy(source, work, step, &mut buffers)?;
         }
         self.settings.loss_scale = loss_scale;
-        self.scale = 1.0;
-        if self.settings.measures() {
-            self.engine.set_control(&control)?;
-            self.scale = control.scale;
-        }
+        // Where gradients are no longer measured too: a device shows the loss scale.
+        self.engine.set_control(&control)?;
+        self.scale = control.scale;
         self.step = step;
         for (index, flags) in parameters.into_iter().enumerate() {
             if let Some(Flags { updated, frozen, seeded }) = flags {
@@ -514,7 +519,7 @@ impl<'a> Planner<'a> {
                 return refuse(", which needs the parameter to be converted");
             }
             (_, Some(Master::None | Master::Stochastic), Some(Master::F32 | Master::Split)) => {
-                if saved.ema && saved.seeded {
+                if tensor.ema && saved.ema && saved.seeded {
                     return refuse(", which would begin the average anew");
                 }
                 true
