@@ -344,7 +344,8 @@ pub trait CustomRule: UpdateRule {
     fn update(&self, step: &StepScalars, p: &mut [f32], g: &[f32], slots: &mut [&mut [f32]]);
 
     /// WGSL for the GPU: `struct Step` with the fields of [`scalar_names`](UpdateRule::scalar_names), in that order, and
-    /// `fn update(s: Step, p: ptr<function, f32>, g: f32, …)` with a `ptr<function, f32>` for each slot.
+    /// `fn update(s: Step, p: ptr<function, f32>, g: f32, …)` with a `ptr<function, f32>` for each slot. Trap: `!=` of floats is false for
+    /// NaN in the SPIR-V that naga writes; `!(x == y)` is not.
     fn wgsl(&self) -> &str;
 }
 

@@ -26,8 +26,7 @@ const LEAST: usize = 1 << 15;
 /// begins 30 to 40 µs later; a unit of work takes 0.1 to 0.4 ns.
 const WAKING: usize = 1 << 17;
 
-/// The work of an element whose parameter or state is not `f32` throughout, or that is updated in several walks; of others it
-/// is 1.
+/// The work of an element whose parameter or state is not `f32` throughout, or whose rule is factored; of others it is 1.
 const OTHERWISE: usize = 4;
 
 /// The work of a tensor beside its elements.

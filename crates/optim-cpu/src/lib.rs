@@ -1,7 +1,8 @@
 //! The CPU backend: update kernels over the caller's slices, one rayon fork-join a step, vectorized by the compiler.
 //!
 //! Results are bit-identical for any number of threads and any instruction set: kernels use `+ − × ÷ √` only, each correctly
-//! rounded by IEEE 754, and no fused multiply-add.
+//! rounded by IEEE 754, and no fused multiply-add. Which NaN a NaN is, is left open; and threads must have the floating-point mode in which
+//! Rust starts them, which does not flush small numbers to 0.
 //!
 //! # Crate layout
 //!
@@ -82,9 +83,10 @@ impl CpuBackend {
     /// A step called from outside a pool hands one job to it. rayon's queue for such jobs takes a small block of memory every
     /// 63 of them; inside [`ThreadPool::install`] a step allocates nothing at all.
     ///
-    /// Steps of fewer than about 130,000 elements are shared only inside [`ThreadPool::install`], and only if they follow one
-    /// another within 5 µs, as long as rayon's workers are awake: waking one takes longer than such a step. Otherwise the calling
-    /// thread does them alone.
+    /// Small steps are shared only inside [`ThreadPool::install`], and only if they follow one another within 5 µs, as long as rayon's
+    /// workers are awake: waking one takes longer than such a step. Otherwise the calling thread does them alone. Small is below about
+    /// 130,000 elements, where a tensor counts as 128 more, and an element as four with AdaFactor or where parameter or state is not
+    /// `f32`.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

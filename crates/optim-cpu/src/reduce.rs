@@ -8,7 +8,7 @@
 //! total:      lane l adds the slices l, l + 256, …; then the same tree
 //! ```
 //!
-//! Terms are squares, so no sum is −0 and adding an absent element's 0 changes nothing: it is left out.
+//! Sums begin at +0, so none is −0 and adding an absent element's 0 changes nothing: it is left out.
 
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! The walk over a piece of a parameter: what is kept in another format, or has to be shaped, goes through blocks of `f32` that
 //! stay in the first-level cache until the kernel has read them; what is not is used in place. So is what kernels see to
-//! themselves: slots as `bf16`, and gradients to be scaled and to which decay is added.
+//! themselves: slots in fewer bits, and gradients to be scaled and to which decay is added.
 
 use std::ops::Range;
 

@@ -13,8 +13,8 @@ use crate::layout::{Layout, SLICE, bytes, grid};
 use crate::pipeline::{Stage, Walk};
 use crate::schedule::{Binding, Dispatch, Parts, Place};
 
-/// Lanes of a workgroup; `LANES` in `factored.wgsl`.
-const LANES: usize = 256;
+/// Lanes of a workgroup.
+const LANES: usize = optim_shaders::LANES as usize;
 
 /// One tensor, as `factored.wgsl` declares it: a stack of matrices, or a vector, which has no columns.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]

@@ -24,8 +24,8 @@
 //! elements; and a parameter whose length is not a multiple of four, in memory that is not from this backend, is kept apart.
 //!
 //! How they are moved is a matter of the device ([`Gather`]). A software GPU copies each by a command, about a microsecond each, for
-//! which they need the usage `COPY_SRC`, of parameters `COPY_DST` too. Others bind as many as a stage may, and what is left by powers of
-//! two, and move them by a dispatch; where there are so few that this takes no fewer dispatches, they are updated where they are. So
+//! which they need the usage `COPY_SRC`, of parameters `COPY_DST` too. Others bind as many as a stage may, at most 126, and what is left by
+//! powers of two, and move them by a dispatch; where there are so few that this takes no fewer dispatches, they are updated where they are. So
 //! 2,000 tensors of 256 elements in buffers of their own take several times as long as in an arena, or in ranges of one buffer of the
 //! caller's.
 //!
@@ -88,8 +88,8 @@
 //! | `factored` | the walks of a rule with second moments by row and by column |
 //! | `offload` | state that stays on the host |
 //! | `schedule` | from memory to a list of dispatches |
-//! | `gather` | small buffers, copied into few and back |
 //! | `rows` | the same for row-sparse gradients |
+//! | `gather` | small buffers, moved into few and back |
 //! | `guard` | what is measured and decided before an update, and how the host learns of it |
 //! | `engine` | a step |
 //! | `timer` | how long one takes |

@@ -12,7 +12,7 @@ const AHEAD: usize = 384;
 pub(crate) const SPAN: usize = 64;
 
 /// Bytes of a cache line.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 const LINE: usize = 64;
 
 /// Begins to fetch the span of elements that a kernel which is at element `at` comes to soon. That may lie beyond the slice.
