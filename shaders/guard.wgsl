@@ -105,7 +105,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
 
     // Counted from the end, so that the largest is the first.
     var held = 0u;
-    var sum = vec3<f32>();
+    var sum = vec2<f32>();
     for (var i = lane; i < parameters; i = i + LANES) {
         sum.x = sum.x + measured[i].squares;
         if (held == 0u && measured[i].bad != 0u) {

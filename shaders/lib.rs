@@ -263,8 +263,8 @@ pub fn compose_work(work: Work, storage: &Storage, grad: Format, access: Access)
 /// What a first walk over a parameter sums, and what it completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Norms<'a> {
-    /// A rule's `terms(s: Step, p: f32, g: f32, …) -> vec3<f32>`, with one further `f32` for each slot. Its
-    /// `finish(s: ptr<function, Step>, sums: vec3<f32>)` completes the step scalars.
+    /// A rule's `terms(s: Step, p: f32, g: f32, …) -> vec2<f32>`, with one further `f32` for each slot. Its
+    /// `finish(s: ptr<function, Step>, sums: vec2<f32>)` completes the step scalars.
     Rule(&'a str),
     /// The trust ratio, [`LARS`], which completes the shaping.
     Trust,
@@ -289,7 +289,7 @@ pub fn compose_measure(norms: &Norms<'_>, storage: &Storage, grad: Format, acces
     let accessors = Accessors { storage, grad, access, write: false };
     let mut text = accessors.head(&format!("{PRELUDE}\n{REDUCE}\n"), &norms.source());
     bindings(&mut text, &accessors, "Slice", "read");
-    text.push_str("@group(0) @binding(6) var<storage, read_write> parts: array<vec3<f32>>;\n");
+    text.push_str("@group(0) @binding(6) var<storage, read_write> parts: array<vec2<f32>>;\n");
     if rows {
         units(&mut text, 7, "slice");
     }
@@ -311,10 +311,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let record = records[slice.record];
 {skip}
     // The running sums of four columns. What lies beyond the slice's end is left out.
-    var sum_x = vec3<f32>();
-    var sum_y = vec3<f32>();
-    var sum_z = vec3<f32>();
-    var sum_w = vec3<f32>();
+    var sum_x = vec2<f32>();
+    var sum_y = vec2<f32>();
+    var sum_z = vec2<f32>();
+    var sum_w = vec2<f32>();
     for (var row = 0u; row < ROWS; row = row + 1u) {{
         let i = row * ROW + lane * 4u;
         if (i < slice.count) {{
@@ -362,7 +362,7 @@ pub fn compose_finish(norms: &Norms<'_>) -> String {
     text.push_str(
         "@group(0) @binding(0) var<storage, read_write> records: array<Record>;
 @group(0) @binding(1) var<storage, read> spans: array<Span>;
-@group(0) @binding(2) var<storage, read> parts: array<vec3<f32>>;
+@group(0) @binding(2) var<storage, read> parts: array<vec2<f32>>;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -372,7 +372,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     if (index < arrayLength(&spans)) {
         span = spans[index];
     }
-    var sum = vec3<f32>();
+    var sum = vec2<f32>();
     for (var part = lane; part < span.count; part = part + LANES) {
         sum = sum + parts[span.first + part];
     }

@@ -75,8 +75,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     if (index < arrayLength(&slices) && !whole) {
         carries[slice.carried * LANES + lane] = Carry(sums, bad);
     }
-    let total = tree(lane, vec3<f32>((sums.x + sums.y) + (sums.z + sums.w), f32(bad), 0.0));
+    let total = tree(lane, vec2<f32>((sums.x + sums.y) + (sums.z + sums.w), f32(bad)));
     if (lane == 0u && whole) {
-        parts[slice.part] = total.xy;
+        parts[slice.part] = total;
     }
 }

@@ -41,10 +41,10 @@ struct Span {
     pad: u32,
 }
 
-var<workgroup> lanes: array<vec3<f32>, LANES>;
+var<workgroup> lanes: array<vec2<f32>, LANES>;
 
 // The sum of what the lanes hold, in lane 0. All lanes of the workgroup must come here.
-fn tree(lane: u32, held: vec3<f32>) -> vec3<f32> {
+fn tree(lane: u32, held: vec2<f32>) -> vec2<f32> {
     lanes[lane] = held;
     workgroupBarrier();
     for (var stride = LANES / 2u; stride > 0u; stride = stride / 2u) {

@@ -17,9 +17,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     if (index < arrayLength(&spans)) {
         span = spans[index];
     }
-    var sum = vec3<f32>();
+    var sum = vec2<f32>();
     for (var part = lane; part < span.count; part = part + LANES) {
-        sum = sum + vec3<f32>(parts[span.first + part], 0.0);
+        sum = sum + parts[span.first + part];
     }
     let total = tree(lane, sum);
     if (lane == 0u && index < arrayLength(&spans)) {

@@ -22,7 +22,7 @@ fn moments(s: Step, g: f32, m: ptr<function, f32>, v: ptr<function, f32>) {
     *v = s.beta2 * *v + s.one_minus_beta2 * g * g;
 }
 
-fn terms(s: Step, p: f32, g: f32, m_old: f32, v_old: f32) -> vec3<f32> {
+fn terms(s: Step, p: f32, g: f32, m_old: f32, v_old: f32) -> vec2<f32> {
     var m = m_old;
     var v = v_old;
     moments(s, g, &m, &v);
@@ -31,10 +31,10 @@ fn terms(s: Step, p: f32, g: f32, m_old: f32, v_old: f32) -> vec3<f32> {
     let v_hat = v * s.unbias2;
     // (4) n = m̂ / √(v̂ + ε) + λ p
     let n = m_hat / sqrt(v_hat + s.eps) + s.weight_decay * p;
-    return vec3(p * p, n * n, 0.0);
+    return vec2(p * p, n * n);
 }
 
-fn finish(s: ptr<function, Step>, sums: vec3<f32>) {
+fn finish(s: ptr<function, Step>, sums: vec2<f32>) {
     // (5) r = min(‖p‖ / ‖n‖, 10), or 1 if a norm is 0
     let p_norm = sqrt(sums[0]);
     let n_norm = sqrt(sums[1]);

@@ -4,12 +4,12 @@
 const UNCLIPPED = 3.40282347e38;
 
 // The squares that are summed, `g` unscaled.
-fn terms(p: f32, g: f32) -> vec3<f32> {
-    return vec3(p * p, g * g, 0.0);
+fn terms(p: f32, g: f32) -> vec2<f32> {
+    return vec2(p * p, g * g);
 }
 
 // Completes the shaping from the sums.
-fn finish(s: Trust, shaping: ptr<function, Shaping>, sums: vec3<f32>) {
+fn finish(s: Trust, shaping: ptr<function, Shaping>, sums: vec2<f32>) {
     let p_norm = sqrt(sums[0]);
     let g_norm = sqrt(sums[1]);
     // (1) r ← η ‖p‖ / (δ ‖p‖ + ‖g‖ + ε); 0 where that is 0

@@ -401,7 +401,7 @@ fn in_one_notation(line: &str) -> String {
     // The result of a function, and the condition of a branch.
     let result = line.strip_prefix("return ").and_then(|value| value.strip_suffix(';')).map(str::to_owned);
     line = result.unwrap_or(line);
-    let array = line.strip_prefix("vec3(").and_then(|terms| terms.strip_suffix(')')).map(|terms| format!("[{terms}]"));
+    let array = line.strip_prefix("vec2(").and_then(|terms| terms.strip_suffix(')')).map(|terms| format!("[{terms}]"));
     line = array.unwrap_or(line);
     let condition = line.strip_prefix("if (").and_then(|rest| rest.strip_suffix(") {")).map(|c| format!("if {c} {{"));
     line = condition.unwrap_or(line);

@@ -96,7 +96,7 @@ impl SlotShape {
 }
 
 /// The most sums that a first walk makes for each parameter.
-pub const MAX_TERMS: usize = 3;
+pub const MAX_TERMS: usize = 2;
 
 /// What a row-sparse gradient does to the rows that it does not list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

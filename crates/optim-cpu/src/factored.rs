@@ -320,7 +320,7 @@ pub(crate) fn measure(
 /// Completes the scalars from the sums over a tensor of so many elements.
 pub(crate) fn finish(scalars: &mut StepScalars, sums: Sums, len: usize) {
     let step: &mut Step = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(scalars.words_mut()));
-    rule::finish(step, [sums[0], sums[1]], count(len));
+    rule::finish(step, sums, count(len));
 }
 
 impl<T: Moment> Factors<'_, T> {
@@ -339,7 +339,7 @@ impl<T: Moment> Factors<'_, T> {
         let view = View { form, element: piece.element, p: piece.p, master: piece.arrays[MASTER], gradient };
         let (Blocks { p, g, columns: running, .. }, desk) = space.desk();
         let (mut reader, mut reached) = (Reader { view, shape, p, g, desk }, 0);
-        reduce::summed(len, 2, slices, running, |row, [first, second, _]| {
+        reduce::summed(len, 2, slices, running, |row, [first, second]| {
             self.measure(step, row, &mut reached, &mut reader, [first, second]);
         });
         reduce::total(slices)

@@ -14,7 +14,7 @@ use crate::walk::{BLOCK, Blocks, Gradient, Space};
 /// 0 if an element of the stretch is not finite.
 pub(crate) fn measure(gradient: &Gradient<'_>, factor: f32, len: usize, sums: &mut [Sums], space: &mut Space) {
     let Blocks { g: block, columns, .. } = space.blocks();
-    reduce::summed(len, 1, sums, columns, |row, [columns, ..]| {
+    reduce::summed(len, 1, sums, columns, |row, [columns, _]| {
         let g = read(gradient, row, block);
         match g.try_into() {
             Ok(row) => add_row(factor, row, columns),
@@ -22,7 +22,7 @@ pub(crate) fn measure(gradient: &Gradient<'_>, factor: f32, len: usize, sums: &m
         }
     });
     // What is not finite makes its square and every sum of that so. Squares of large numbers do it, too: only then is it looked for.
-    if sums.iter().any(|[squares, ..]| !squares.is_finite()) {
+    if sums.iter().any(|[squares, _]| !squares.is_finite()) {
         let is_bad = |start: usize| read(gradient, start..len.min(start + ROW), block).iter().any(|g| !g.is_finite());
         if (0..len).step_by(ROW).any(is_bad) {
             sums[0][1] = 1.0;
@@ -40,7 +40,7 @@ fn read<'b>(gradient: &Gradient<'b>, row: Range<usize>, block: &'b mut [f32; BLO
 
 /// What was measured of a parameter, from the sums of its slices.
 pub(crate) fn total(slices: &[Sums]) -> Measured {
-    let [squares, bad, ..] = reduce::total(slices);
+    let [squares, bad] = reduce::total(slices);
     Measured { squares, bad: u32::from(bad > 0.0) }
 }
 

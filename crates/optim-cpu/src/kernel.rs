@@ -453,7 +453,7 @@ pub(crate) fn round_bf16<const N: usize>(values: [f32; N], bits: [u32; N]) -> [u
 }
 
 /// Makes [`Norms`] of the functions `terms(step, p, g, slots…)`, which sees the old slots, `moments(step, g, slots…)`, which changes
-/// them, `finish(step, sums)`, and `apply(step, p, slots…)`, which is what is left of an update then. The last term is not used.
+/// them, `finish(step, sums)`, and `apply(step, p, slots…)`, which is what is left of an update then.
 macro_rules! norms {
     ($norms:ident = $terms:path, $moments:path, $finish:path, $apply:path, $step:ty, [$($slot:ident),*]) => {
         #[allow(non_upper_case_globals, reason = "named as a function is")]
@@ -465,7 +465,7 @@ macro_rules! norms {
             ))]
             fn first_walk(s: &$step, p: &[f32], g: &[f32], $($slot: &mut [f32],)* sums: &mut $crate::reduce::Columns) {
                 let (s, n) = (*s, p.len());
-                let [first, second, _] = sums;
+                let [first, second] = sums;
                 let whole = n - n % SPAN;
                 for span in (0..whole).step_by(SPAN) {
                     fetch(p, span);

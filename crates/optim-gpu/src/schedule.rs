@@ -132,7 +132,7 @@ pub(crate) struct PartialSums {
 
 impl PartialSums {
     /// The bytes of one part.
-    const SIZE: u64 = 16;
+    const SIZE: u64 = 8;
 
     pub(crate) fn new(context: &Context, lens: impl IntoIterator<Item = usize>) -> Result<Self> {
         let mut starts = vec![0];

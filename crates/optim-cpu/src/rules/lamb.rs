@@ -23,7 +23,7 @@ fn terms(s: &Step, p: f32, g: f32, m_old: f32, v_old: f32) -> Sums {
     let v_hat = v * s.unbias2;
     // (4) n = m̂ / √(v̂ + ε) + λ p
     let n = m_hat / (v_hat + s.eps).sqrt() + s.weight_decay * p;
-    [p * p, n * n, 0.0]
+    [p * p, n * n]
 }
 
 fn finish(s: &mut Step, sums: Sums) {

@@ -11,7 +11,7 @@ pub(crate) const TERMS: usize = 2;
 /// The squares that are summed, `g` unscaled.
 #[inline(always)]
 fn terms(p: f32, g: f32) -> Sums {
-    [p * p, g * g, 0.0]
+    [p * p, g * g]
 }
 
 /// Completes the shaping from the sums.
@@ -49,7 +49,7 @@ pub(crate) fn finish(s: &Trust, shaping: &mut Shaping, sums: Sums) {
 /// Adds the terms of one row to the running sums.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 pub(crate) fn measure(p: &[f32], g: &[f32], sums: &mut Columns) {
-    let [first, second, _] = sums;
+    let [first, second] = sums;
     for (((p, g), first), second) in p.iter().zip(g).zip(first).zip(second) {
         let terms = terms(*p, *g);
         *first += terms[0];
