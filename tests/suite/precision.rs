@@ -941,8 +941,8 @@ fn bad_settings() {
     let fixed = |loss_scale| builder().loss_scale(FixedLossScale { loss_scale, ..FixedLossScale::default() });
     for (builder, name) in [
         (builder().clip_norm(0.0), "clip_norm: max_norm"),
-        (builder().clip_norm_per_group(nan), "clip_norm: max_norm"),
-        (builder().clip_norm_per_parameter(f64::INFINITY), "clip_norm: max_norm"),
+        (builder().clip_norm_per_group(nan), "clip_norm_per_group: max_norm"),
+        (builder().clip_norm_per_parameter(f64::INFINITY), "clip_norm_per_parameter: max_norm"),
         (builder().clip_value(-1.0), "clip_value: limit"),
         (builder().clip_adaptive(0.0, 1e-3), "clip_adaptive: lambda"),
         (builder().clip_adaptive(0.01, nan), "clip_adaptive: epsilon"),

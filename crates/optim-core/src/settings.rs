@@ -189,8 +189,13 @@ impl Settings {
     pub(crate) fn validate(&self) -> Result<()> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
         self.loss_scale.validate()?;
-        if let Some((_, max_norm)) = self.clip {
-            check("clip_norm: max_norm", "finite and > 0", max_norm, positive)?;
+        if let Some((scope, max_norm)) = self.clip {
+            let name = match scope {
+                Clip::Global => "clip_norm: max_norm",
+                Clip::Group => "clip_norm_per_group: max_norm",
+                Clip::Parameter => "clip_norm_per_parameter: max_norm",
+            };
+            check(name, "finite and > 0", max_norm, positive)?;
         }
         if let Some(limit) = self.limit {
             check("clip_value: limit", "finite and > 0", limit, positive)?;
