@@ -62,7 +62,7 @@ impl Parameter {
     /// A trainable `f32` parameter. `shape` may be empty (a scalar: one element) and may hold zeros (no element).
     ///
     /// The name identifies the parameter in errors, reports and saved state, so it must be unique within an optimizer.
-    /// Without groups it also decides about weight decay: see [`Builder::weight_decay`](crate::Builder::weight_decay).
+    /// Without groups it also decides about weight decay: see [`Builder::decay_filter`](crate::Builder::decay_filter).
     #[must_use]
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
         let shape = shape.into();
