@@ -10,8 +10,8 @@ use optimizers::core::{DynamicLossScale, Ema, Estimate, Master, Origin, Select, 
 use optimizers::rule::{At, CustomRule, Decay, Slot, StepScalars, UpdateRule};
 use optimizers::schedule::{Linear, ReduceOnPlateau};
 use optimizers::{
-    AdaFactor, Adam, AdamW, Builder, DType, Error, Grad, Lars, LazyAdam, Lion, Momentum, NAdam, Optimizer, Outcome,
-    ParamGroup, Parameter, Rate, Result, Rule, Sgd,
+    AdaFactor, Adam, AdamW, Builder, DType, Error, Grad, Hyper, Lars, LazyAdam, Lion, LoadOptions, Momentum, NAdam,
+    Optimizer, Outcome, ParamGroup, Parameter, Rate, Result, Rule, Sgd,
 };
 
 /// Parameters of these shapes: the first half in one group, the others in another.
@@ -149,7 +149,7 @@ on_every_backend! {
         let builder = || Adam::new(0.01).groups([a.clone(), b.clone().rule(Sgd { momentum: 0.9, ..Sgd::default() })]);
         let undisturbed = train(builder(), target, &problem, |_, _| ()).run("undisturbed");
         let disturbed = train(builder(), target, &problem, |optimizer, _| {
-            assert_eq!(refused(optimizer.edit(0, |adam: &mut Adam| adam.beta1 = 1.0)), "adam.beta1");
+            assert_eq!(refused(optimizer.edit(0, |adam: &mut Adam| adam.beta1 = 1.0)), "group 0: adam.beta1");
             assert_eq!(refused(optimizer.edit(0, |lion: &mut Lion| lion.beta1 = 0.5)), "group 0: Lion");
             // Momentum and AMSGrad need arrays that are there, or not, from the start.
             assert_eq!(refused(optimizer.edit(1, |sgd: &mut Sgd| sgd.momentum = 0.0)), "group 1: Sgd");
@@ -160,6 +160,59 @@ on_every_backend! {
             assert_eq!(refused(decay), "group 0: Adam.weight_decay");
         });
         assert_same(&undisturbed, &disturbed.run("disturbed"));
+    }
+
+    /// An edit after which what varies with the updates could not be, nor a step.
+    fn edits_that_hinder_what_varies(target) {
+        let weight = || ParamGroup::new([Parameter::new("w", [3])]);
+        let sgd = Sgd { lr: 0.1.into(), momentum: 0.9, ..Sgd::default() };
+        let group = weight().vary(|sgd: &mut Sgd, update| (sgd.momentum, sgd.dampening) = (0.9 - 0.1 * update as f64, 0.0));
+        let mut optimizer = sgd.groups([group]).build(target).unwrap();
+        let (mut w, g) = ([1.0_f32; 3], [1.0_f32; 3]);
+        let name = refused(optimizer.edit(0, |sgd: &mut Sgd| sgd.dampening = 0.5));
+        assert_eq!(name, "group 0: vary");
+        assert!(optimizer.step(&mut [(&mut w).into()], &[(&g).into()]).unwrap().applied());
+
+        // Nor does a load bring it about.
+        let damped = Sgd { lr: 0.1.into(), momentum: 0.9, dampening: 0.5, ..Sgd::default() };
+        let mut saved = damped.groups([weight()]).build(target).unwrap();
+        let keep = LoadOptions { hyper: Hyper::KeepSaved, ..LoadOptions::default() };
+        let error = optimizer.load_state(&mut saved.state().unwrap(), &keep).unwrap_err();
+        assert!(error.to_string().contains("group 0: vary"), "{error}");
+        assert!(optimizer.step(&mut [(&mut w).into()], &[(&g).into()]).unwrap().applied());
+    }
+
+    /// What a group changes of the optimizer's rule is the group's.
+    fn origins_of_hyper_parameters(target) {
+        let adam = Adam { weight_decay: 0.01, ..Adam::new(0.1) };
+        let names = ["a", "b", "c", "d"];
+        let of = |name: &str| ParamGroup::new([Parameter::new(name, [3])]);
+        let groups = [
+            of("a"),
+            of("b").hyper(|adam: &mut Adam| adam.beta2 = 0.9),
+            of("c").hyper(|adam: &mut Adam| (adam.lr, adam.weight_decay) = (0.5.into(), 0.3)),
+            of("d").vary(|adam: &mut Adam, _| adam.beta1 = 0.5),
+        ];
+        let optimizer = adam.groups(groups).build(target).unwrap();
+        let origins = names.map(|name| {
+            let explanation = optimizer.explain(name).unwrap();
+            (explanation.rule.1, explanation.lr.1, explanation.weight_decay.1)
+        });
+        let (own, all) = (Origin::Group, Origin::Optimizer);
+        assert_eq!(origins, [(all, all, all), (own, all, all), (own, own, own), (own, all, all)]);
+    }
+
+    /// A rate that follows a metric is a number until it falls: AdaFactor scales it by the parameter.
+    fn a_plateau_is_scaled_as_a_number(target) {
+        let moved = |lr: Rate| {
+            let mut optimizer = AdaFactor::with_lr(lr).params([Parameter::new("w", [2, 2])]).build(target).unwrap();
+            let mut w = [10.0_f32; 4];
+            assert!(optimizer.step(&mut [(&mut w).into()], &[(&[1.0_f32; 4]).into()]).unwrap().applied());
+            w
+        };
+        let number = moved(0.1.into());
+        assert_eq!(number, moved(ReduceOnPlateau::new(0.1).unwrap().into()));
+        assert_ne!(number, moved([0.1, 0.1].into()));
     }
 
     /// LARS keeps the kernel that it was built around.
@@ -446,7 +499,7 @@ on_every_backend! {
         let mut optimizer = explained(target);
         let weight = optimizer.explain("layers.0.weight").unwrap();
         assert_eq!((&*weight.name, &*weight.shape, weight.place), ("layers.0.weight", &[4, 16][..], 0));
-        assert_eq!((&*weight.group, weight.rule.1, weight.lr.1), ("group 1", Origin::Optimizer, Origin::Optimizer));
+        assert_eq!((&*weight.group, weight.rule.1, weight.lr.1), ("group 1", Origin::Group, Origin::Optimizer));
         assert!(matches!(&weight.rule.0, Rule::Momentum(momentum) if momentum.momentum.to_bits() == 0.5_f64.to_bits()), "{:?}", weight.rule);
         assert_eq!((weight.lr_scale, weight.next_lr, weight.decays), (0.5, Some(0.05), true));
         assert_eq!(weight.weight_decay.1, Origin::Optimizer);
@@ -485,7 +538,7 @@ on_every_backend! {
         let mut optimizer = explained(target);
         let explanation = "\
 layers.0.weight [4, 16], parameter 0, group 1
-  rule            Momentum(Momentum { lr: 0.1, momentum: 0.5, use_nesterov: false, weight_decay: 0.0 }) (the optimizer's)
+  rule            Momentum(Momentum { lr: 0.1, momentum: 0.5, use_nesterov: false, weight_decay: 0.0 }) (the group's)
   rate            0.1 (the optimizer's), times 0.5; 0.05 at the next update
   weight decay    0.125 (the optimizer's)
   centralization  on (the group's); applies here
@@ -496,7 +549,7 @@ layers.0.weight [4, 16], parameter 0, group 1
         optimizer.set_lr(1, 0.25).unwrap();
         let explanation = "\
 layers.0.bias [4], parameter 1, group 1, frozen
-  rule            Momentum(Momentum { lr: 0.1, momentum: 0.5, use_nesterov: false, weight_decay: 0.0 }) (the optimizer's)
+  rule            Momentum(Momentum { lr: 0.1, momentum: 0.5, use_nesterov: false, weight_decay: 0.0 }) (the group's)
   rate            0.25 (changed since), times 0.5; 0.125 at the next update
   weight decay    0.125 (the optimizer's); not for this parameter, by its name or a filter
   centralization  on (the group's); does not apply here
@@ -690,13 +743,13 @@ on_every_backend! {
         let good = own(by_own.optimizer.groups()[0].lr().clone(), 0.75);
         let wgsl = Box::leak(good.wgsl.replace("s.beta * *m + g", "g").into_boxed_str());
         for (rule, name) in [
-            (Rule::custom(Own { beta: 1.0, ..good.clone() }), "own.beta"),
+            (Rule::custom(Own { beta: 1.0, ..good.clone() }), "group 0: own.beta"),
             (Rule::custom(Own { lr: 0.5.into(), ..good.clone() }), "group 0: Rule.lr"),
             (Rule::custom(Own { lr: lr(), ..good.clone() }), "group 0: Rule.lr"),
             (Rule::custom(Own { name: "other", ..good.clone() }), "group 0: Rule"),
             (Rule::custom(Own { init: 1.0, ..good.clone() }), "group 0: Rule"),
-            (Rule::custom(Own { names: &["lr", "beta", "a", "b"], ..good.clone() }), "own.scalar_names"),
-            (Rule::custom(Own { names: &["lr", "beta"], ..good.clone() }), "own.scalar_names"),
+            (Rule::custom(Own { names: &["lr", "beta", "a", "b"], ..good.clone() }), "group 0: own.scalar_names"),
+            (Rule::custom(Own { names: &["lr", "beta"], ..good.clone() }), "group 0: own.scalar_names"),
             (Rule::custom(Own { decay: Decay::Decoupled, ..good.clone() }), "group 0: Rule"),
             (Rule::custom(Own { wgsl, ..good.clone() }), "group 0: Rule"),
             (Momentum { lr: good.lr.clone(), ..Momentum::new(0.1, 0.75) }.into(), "group 0: Rule"),

@@ -788,6 +788,23 @@ on_every_backend! {
         assert_ne!(plain[0], [1.0; 3]);
     }
 
+    /// A step that would leave out what has been accumulated, for a later one.
+    fn a_step_beside_accumulated_gradients(target) {
+        let mut optimizer = Sgd::new(1.0).params([Parameter::new("w", [1])]).build(target).unwrap();
+        let mut w = [0.0_f32];
+        optimizer.accumulate(&[Grad::F32(&[3.0])], 1.0).unwrap();
+        let error = optimizer.step(&mut [(&mut w).into()], &[Grad::F32(&[1.0])]).unwrap_err();
+        assert!(matches!(error, Error::State { .. }), "{error}");
+        names(&error, &["step_accumulated"]);
+        optimizer.accumulate(&[Grad::F32(&[1.0])], 1.0).unwrap();
+        assert!(optimizer.step_accumulated(&mut [(&mut w).into()]).unwrap().applied());
+        assert_eq!(w, [-2.0]);
+        optimizer.accumulate(&[Grad::F32(&[3.0])], 1.0).unwrap();
+        optimizer.discard_accumulated();
+        assert!(optimizer.step(&mut [(&mut w).into()], &[Grad::F32(&[1.0])]).unwrap().applied());
+        assert_eq!(w, [-3.0]);
+    }
+
     /// Axes of any length beside one of none: nothing to update, nothing to overflow.
     fn parameters_without_elements(target) {
         let shapes: [&[usize]; 3] = [&[u32::MAX as usize, 0], &[0, u32::MAX as usize], &[3, 0, 1 << 40]];

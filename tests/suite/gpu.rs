@@ -290,12 +290,12 @@ mod numbers {
                 let own = || params.iter().map(ParamMut::from).collect::<Vec<_>>();
                 let values = || params.iter().map(|param| param.read().unwrap()).collect::<Vec<_>>();
                 let mut seen = vec![values()];
+                let grads = grads.each_ref().map(|grads| grads.iter().map(Grad::from).collect::<Vec<_>>());
                 for grads in &grads {
-                    let grads: Vec<_> = grads.iter().map(Grad::from).collect();
-                    assert_ne!(optimizer.step(&mut own(), &grads).unwrap().step, 0);
-                    optimizer.accumulate(&grads, 1.0).unwrap();
+                    assert_ne!(optimizer.step(&mut own(), grads).unwrap().step, 0);
                 }
                 seen.push(values());
+                grads.iter().for_each(|grads| optimizer.accumulate(grads, 1.0).unwrap());
                 assert_ne!(optimizer.step_accumulated(&mut own()).unwrap().step, 0);
                 seen.push(values());
                 optimizer.swap_ema_in(&mut own()).unwrap();

@@ -210,9 +210,9 @@ fn bad_settings() {
     for (group, name) in [
         (glob("*.bias").hyper(|lion: &mut Lion| lion.beta1 = 0.5), "group 0: hyper"),
         (glob("*.bias").vary(|lion: &mut Lion, _| lion.beta1 = 0.5), "group 0: vary"),
-        (glob("*.bias").hyper(|adam: &mut Adam| adam.beta1 = 1.5), "adam.beta1"),
-        (glob("*.bias").vary(|adam: &mut Adam, update| adam.beta1 = 1.5 + update as f64), "adam.beta1"),
-        (glob("*.bias").rule(Lion { beta1: 1.5, ..Lion::default() }), "lion.beta1"),
+        (glob("*.bias").hyper(|adam: &mut Adam| adam.beta1 = 1.5), "group 0: adam.beta1"),
+        (glob("*.bias").vary(|adam: &mut Adam, update| adam.beta1 = 1.5 + update as f64), "group 0: adam.beta1"),
+        (glob("*.bias").rule(Lion { beta1: 1.5, ..Lion::default() }), "group 0: lion.beta1"),
         (glob("*.bias").rule(Lion::new(-1.0)), "group 0: lion.lr"),
         (glob("*.bias").rule(ada_factor).lr(0.1), "group 0: lr"),
         (glob("*.bias").weight_decay([0.1, -0.1]), "group 0: weight_decay"),

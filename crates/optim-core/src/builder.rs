@@ -275,7 +275,7 @@ impl Builder {
         if let Some(ema) = &self.ema {
             ema.validate()?;
         }
-        validate_rule(&self.rule, self.rule.spec().name())?;
+        validate_rule(&self.rule, "")?;
         let members = self.members()?;
         let groups = match &self.groups[..] {
             [] => vec![self.resolve(&ParamGroup::default(), "the optimizer".into())?],
@@ -366,10 +366,7 @@ impl Builder {
 
     /// A group's settings with everything inherited.
     fn resolve(&self, group: &ParamGroup, place: String) -> Result<Group> {
-        let (mut rule, rule_origin) = match &group.rule {
-            Some(rule) => (rule.clone(), Origin::Group),
-            None => (self.rule.clone(), Origin::Optimizer),
-        };
+        let mut rule = group.rule.as_ref().unwrap_or(&self.rule).clone();
         let apply = |what: &str, edits: &[Edit], rule: &mut Rule| {
             edits.iter().try_for_each(|edit| {
                 edit(rule, 0).ok_or_else(|| Error::HyperParameter {
@@ -380,14 +377,16 @@ impl Builder {
             })
         };
         apply("hyper", &group.edits, &mut rule)?;
-        let name = rule.spec().name();
-        if rule_origin == Origin::Group || !group.edits.is_empty() {
-            validate_rule(&rule, &format!("{place}: {name}"))?;
+        // What a group changes of the optimizer's rule is the group's.
+        let origin = |same| if group.rule.is_none() && same { Origin::Optimizer } else { Origin::Group };
+        let rule_origin = origin(group.edits.is_empty() && group.varies.is_empty());
+        if group.rule.is_some() || !group.edits.is_empty() {
+            validate_rule(&rule, &format!("{place}: "))?;
         }
         if !group.varies.is_empty() {
             let mut first = rule.clone();
             apply("vary", &group.varies, &mut first)?;
-            validate_rule(&first, &format!("{place}: {name}"))?;
+            validate_rule(&first, &format!("{place}: "))?;
             check_vary(&place, &rule, &first)?;
         }
         if let Some(lr) = &group.lr {
@@ -417,12 +416,15 @@ impl Builder {
         };
         let (lr, lr_origin) = match &group.lr {
             Some(lr) => (lr.clone(), Origin::Group),
-            None => (rule.spec().lr().clone(), rule_origin),
+            None => (rule.spec().lr().clone(), origin(rule.spec().lr().is(self.rule.spec().lr()))),
         };
         let (weight_decay, decay_origin) = match (&group.weight_decay, &self.weight_decay) {
             (Some(decay), _) => (decay.clone(), Origin::Group),
             (None, Some(decay)) => (decay.clone(), Origin::Optimizer),
-            (None, None) => (Rate::Fixed(rule.spec().weight_decay()), rule_origin),
+            (None, None) => {
+                let (own, optimizer) = (rule.spec().weight_decay(), self.rule.spec().weight_decay());
+                (Rate::Fixed(own), origin(own.to_bits() == optimizer.to_bits()))
+            }
         };
         let centralization = group.grad_centralization.unwrap_or_default();
         Ok(Group {
@@ -642,12 +644,17 @@ fn fields_of_step(wgsl: &str) -> Option<Vec<String>> {
     fields.map(name).collect()
 }
 
-/// Checks a rule, its rate and its decay. `place` is what errors call it.
+/// Checks a rule, its rate and its decay. What errors name begins with `place`: the group, or nothing.
 pub(crate) fn validate_rule(rule: &Rule, place: &str) -> Result<()> {
     let spec = rule.spec();
-    spec.validate()?;
-    let refuse =
-        |what, expected, got| Err(Error::HyperParameter { name: format!("{}.{what}", spec.name()), expected, got });
+    spec.validate().map_err(|error| match error {
+        Error::HyperParameter { name, expected, got } => {
+            Error::HyperParameter { name: format!("{place}{name}"), expected, got }
+        }
+        error => error,
+    })?;
+    let name = |what: &str| format!("{place}{}.{what}", spec.name());
+    let refuse = |what, expected, got| Err(Error::HyperParameter { name: name(what), expected, got });
     let slots = spec.slots();
     if matches!(rule.kernel(), Rule::Custom(_)) {
         if spec.passes() != Passes::Elementwise {
@@ -686,8 +693,8 @@ pub(crate) fn validate_rule(rule: &Rule, place: &str) -> Result<()> {
     if let Some(slot) = shaped {
         return refuse("slots", "shaped like the parameter where they may be narrow", slot.name.to_owned());
     }
-    spec.lr().validate(&format!("{place}.lr"))?;
-    check(&format!("{place}.weight_decay"), "finite and ≥ 0", spec.weight_decay(), |x| x.is_finite() && x >= 0.0)
+    spec.lr().validate(&name("lr"))?;
+    check(&name("weight_decay"), "finite and ≥ 0", spec.weight_decay(), |x| x.is_finite() && x >= 0.0)
 }
 
 impl Centralization {

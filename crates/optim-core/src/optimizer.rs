@@ -268,7 +268,8 @@ impl Optimizer {
 
     /// Adds `weight · g` to what has been accumulated for each parameter, in `f32`, for a [`step_accumulated`](Self::step_accumulated):
     /// gradients of micro-batches. `weight` is finite and > 0: 1 for the mean of micro-batches, the number of samples or tokens for
-    /// the mean over those. A missing gradient counts as 0.
+    /// the mean over those. A missing gradient counts as 0. Other steps are refused until then: the gradients of the last micro-batch are
+    /// accumulated as the others.
     ///
     /// # Errors
     /// As [`step`](Self::step), of the gradients; a weight out of its range; a row-sparse gradient.
@@ -332,6 +333,13 @@ impl Optimizer {
         accumulated: Option<f64>,
     ) -> Result<StepReport> {
         let weight = accumulated.unwrap_or(1.0);
+        if accumulated.is_none() && self.total_weight > 0.0 {
+            let (what, expected) = (
+                "a step without the gradients that are accumulated",
+                "call `step_accumulated` or `discard_accumulated` first",
+            );
+            return Err(Error::State { what, expected });
+        }
         if self.swapped {
             let (what, expected) = ("a step while averages stand in the parameters", "call `swap_ema_out` first");
             return Err(Error::State { what, expected });
@@ -879,7 +887,7 @@ impl Optimizer {
         let previous_lr = if pace.previous_lr.is_nan() { lr } else { class.scale * pace.previous_lr };
         let betas = rule.betas().map(single);
         let beta_powers = [0, 1].map(|nth| f64::from(pace.beta_powers[nth] * betas[nth]));
-        let dynamic_lr = !matches!(group.lr(), Rate::Fixed(_));
+        let dynamic_lr = matches!(group.lr(), Rate::List(_) | Rate::Schedule(_));
         for &first in firsts(rule) {
             let at = At { t: update + 1, lr, previous_lr, weight_decay: decoupled, beta_powers, dynamic_lr, first };
             let trust = class.parameter.and_then(|index| rule.trust(&self.parameters[index], &at, decay));

@@ -10,7 +10,7 @@ use crate::rule::{At, Config, CustomRule};
 use crate::settings::{Group, Origin};
 use crate::{Error, Grad, Optimizer, ParamGroup, ParamMut, Parameter, Rate, Result, Rule};
 
-use super::Pace;
+use super::{Pace, vary};
 
 /// The elements that are copied at a time from an engine to another.
 const CHUNK: usize = 1 << 20;
@@ -23,7 +23,7 @@ impl Optimizer {
     pub fn lr(&self, group: usize) -> Result<f64> {
         let group = self.group(group)?;
         let mut rule = group.rule().clone();
-        super::vary(group, &mut rule, self.step)?;
+        vary(group, &mut rule, self.step)?;
         group.lr_at(&rule, self.step)
     }
 
@@ -98,11 +98,14 @@ impl Optimizer {
             return Err(Error::HyperParameter { name: name(), expected, got });
         };
         edit(config);
-        validate_rule(&rule, &place)?;
+        validate_rule(&rule, &format!("{place}: "))?;
         if !same_state(&rule, own.rule()) {
             let expected = "a change that leaves the rule's kernel and state as they are: build anew for this one";
             return Err(Error::HyperParameter { name: name(), expected, got: format!("{rule:?}") });
         }
+        // As it will be at the next update, too.
+        let edited = Group { rule: (rule.clone(), Origin::Changed), ..own.clone() };
+        vary(&edited, &mut rule.clone(), self.step)?;
         let (spec, before) = (rule.spec(), own.rule().spec());
         let own_rate = !(spec.takes_lr() && before.takes_lr());
         if !own_rate && !spec.lr().is(before.lr()) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use half::f16;
 
 use crate::backend::{self, Element, Part, SlotFormat};
+use crate::builder::validate_rule;
 use crate::format::{self, BLOCK, Master};
 use crate::guard::{Control, LossScale};
 use crate::rule::Slot;
@@ -18,8 +19,7 @@ use crate::state::{
 };
 use crate::{Error, Optimizer, Rate, Result, Rule, compressed};
 
-use super::same_state;
-use super::{Pace, low_bits};
+use super::{Pace, low_bits, same_state, vary};
 
 /// The elements that are moved at a time: whole blocks of 8-bit codes.
 const CHUNK: usize = 1 << 18;
@@ -701,7 +701,7 @@ impl<'a> Planner<'a> {
             }
         };
         if self.options.hyper == Hyper::KeepSaved && same_members() {
-            match keep(group, saved) {
+            match keep(group, saved, meta.step) {
                 Ok(()) => self.report.kept.push(index),
                 Err(problem) => self.problems.push(format!("{place}: {problem}")),
             }
@@ -717,7 +717,7 @@ impl<'a> Planner<'a> {
 }
 
 /// Gives a group the settings of a saved one.
-fn keep(group: &mut Group, saved: &GroupState) -> Result<(), String> {
+fn keep(group: &mut Group, saved: &GroupState, step: u64) -> Result<(), String> {
     let (Some(rule), Some(lr), Some(decay)) = (&saved.config, &saved.lr, &saved.weight_decay) else {
         return Err("a closure, a rule of one's own, a list or a schedule that is too long is not in the state, so it cannot be kept".into());
     };
@@ -727,14 +727,20 @@ fn keep(group: &mut Group, saved: &GroupState) -> Result<(), String> {
     if !same_state(rule, group.rule()) {
         return Err(format!("the saved {rule:?} needs other state than {:?}", group.rule()));
     }
-    let place = &group.place;
-    let valid = crate::builder::validate_rule(rule, place)
-        .and_then(|()| lr.validate(&format!("{place}: lr")))
-        .and_then(|()| decay.validate_decay(&format!("{place}: weight_decay")));
-    valid.map_err(|error| error.to_string())?;
     let changed = Origin::Changed;
-    (group.rule, group.lr) = ((rule.clone(), changed), (lr.clone(), changed));
-    group.weight_decay = (decay.clone(), changed);
+    let kept = Group {
+        rule: (rule.clone(), changed),
+        lr: (lr.clone(), changed),
+        weight_decay: (decay.clone(), changed),
+        ..group.clone()
+    };
+    // With what the next update makes of it, too.
+    let valid = validate_rule(rule, "")
+        .and_then(|()| lr.validate("lr"))
+        .and_then(|()| decay.validate_decay("weight_decay"))
+        .and_then(|()| vary(&kept, &mut rule.clone(), step));
+    valid.map_err(|error| error.to_string())?;
+    *group = kept;
     Ok(())
 }
 

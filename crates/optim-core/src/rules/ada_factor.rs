@@ -60,7 +60,7 @@ pub struct AdaFactor {
     pub beta1: f64,
     /// `λ`, decoupled, in [0, 1). Default 0. Every parameter decays, whatever its name. Trap: it is scaled by `α`.
     pub weight_decay: f64,
-    /// Scales the rate by the size of the parameter. Default `true`.
+    /// Scales the rate by the size of the parameter. Default `true`. Trap: not one that is a list or a schedule.
     pub scale_parameter: bool,
     /// Makes the rate from the step. Default `true`.
     pub relative_step: bool,
