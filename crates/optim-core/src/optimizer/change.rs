@@ -19,7 +19,8 @@ impl Optimizer {
     /// The rate of a group at the next update, as if those that are pending had not been made.
     ///
     /// # Errors
-    /// [`Error::Unknown`] if there is no such group; an exhausted list of rates, or a schedule that returns no finite number.
+    /// [`Error::Unknown`] if there is no such group; an exhausted list of rates, or a schedule that returns no finite number;
+    /// what the group's [`vary`](ParamGroup::vary) puts out of range.
     pub fn lr(&self, group: usize) -> Result<f64> {
         let group = self.group(group)?;
         let mut rule = group.rule().clone();

@@ -45,7 +45,8 @@ impl Optimizer {
     /// The effective settings of one parameter, and where each comes from. Prints as a small table.
     ///
     /// # Errors
-    /// [`Error::Unknown`](crate::Error::Unknown) if there is no such parameter.
+    /// [`Error::Unknown`](crate::Error::Unknown) if there is no such parameter; what its group's [`vary`](crate::ParamGroup::vary) puts out
+    /// of range.
     pub fn explain(&self, parameter: &str) -> Result<Explanation> {
         let index = self.index(parameter)?;
         let tensor = &self.tensors[index];
