@@ -1,7 +1,8 @@
 //! How far results may be apart, each with its reason. Where nothing is said, bits must be equal.
 
-/// MindSpore's trajectories, `f32` against `f32`: every parameter after every update, and every slot after the last, within
-/// this part of the tensor's largest absolute value. Both sides round, in a different order, over 12 updates.
+/// MindSpore's trajectories, `f32` against `f32`: every parameter after every update, within this part of the tensor's largest absolute
+/// value over all updates; every slot after the last, within this part of its largest there (of one element: of the largest of all
+/// parameters' slots of that name). Both sides round, in a different order, over 12 updates.
 pub const GOLDEN: f64 = 4e-6;
 
 /// The same where updates are scaled by norms or by means over rows and columns, whose rounding is that of long sums.
