@@ -84,8 +84,7 @@ impl Setting {
     }
 
     fn factored_name(&self) -> &'static str {
-        let slots = self.rule.spec().slots();
-        match (slots.iter().any(|slot| slot.dtype == DType::F16), slots.len()) {
+        match (self.compresses(), self.rule.spec().slots().len()) {
             (true, _) => "compressed",
             (false, 4) => "moment",
             (false, _) => "plain",
@@ -101,7 +100,12 @@ impl Setting {
 
     /// Whether all numbers are `f32` and nothing is read twice.
     pub(crate) fn is_plain(&self) -> bool {
-        self.dtype == DType::F32 && self.state == StateDType::F32 && !self.clip
+        self.dtype == DType::F32 && self.state == StateDType::F32 && !self.compresses() && !self.clip
+    }
+
+    /// Whether the rule itself keeps some of its state as `f16`.
+    pub(crate) fn compresses(&self) -> bool {
+        self.rule.spec().slots().iter().any(|slot| slot.dtype == DType::F16)
     }
 
     /// Whether an element's update depends on other elements.
@@ -152,10 +156,8 @@ pub(crate) fn settings(case: &str, every: bool) -> Vec<Setting> {
 /// Whether a row is measured without being asked for.
 fn matters(case: &str, setting: &Setting) -> bool {
     let name = setting.rule_name();
-    if setting.is_plain() {
-        return USUAL.contains(&&*name) || case == "resnet50" && setting.threads == 2;
-    }
     match (setting.dtype, setting.state, setting.clip) {
+        (DType::F32, StateDType::F32, false) => USUAL.contains(&&*name) || case == "resnet50" && setting.threads == 2,
         (DType::F32, StateDType::F32, true) => name == "adam",
         (DType::F32, _, false) => name == "adam" && (setting.threads == 2 || case == "flat64M"),
         (_, StateDType::F32, false) => {

@@ -17,6 +17,9 @@ const WHOLE: usize = 300_000;
 /// The relative error of a step in `f32`, of which sums over many elements are a part.
 const ERROR: f64 = 1e-4;
 
+/// The relative error of a second moment that is then rounded to `f16`, by which it may become the neighbour.
+const SHAKE: f64 = 1.0 / (1 << 20) as f64;
+
 /// The elements that are looked at.
 #[derive(Debug)]
 pub(crate) struct Sample {
@@ -40,23 +43,29 @@ pub(crate) fn check(
     let spec = setting.rule.spec();
     let Rate::Fixed(lr) = *spec.lr() else { panic!("rates are numbers here") };
     let clip = if setting.clip { MAX_NORM / norm } else { 1.0 };
-    let mut judge = judge(&setting.rule, &sample.shape);
-    let (l2, decoupled) = if judge.decoupled() { (0.0, spec.weight_decay()) } else { (spec.weight_decay(), 0.0) };
+    let shakes: &[f64] = if setting.compresses() { &[0.0, -SHAKE, SHAKE] } else { &[0.0] };
+    let judge = |&shake: &f64| (judge(&setting.rule, &sample.shape), start.clone(), shake);
+    let mut judges: Vec<_> = shakes.iter().map(judge).collect();
+    let (l2, decoupled) = if judges[0].0.decoupled() { (0.0, spec.weight_decay()) } else { (spec.weight_decay(), 0.0) };
     let error = match setting.dtype {
         DType::F16 => 2_f64.powi(-11),
         DType::Bf16 => 2_f64.powi(-8),
         _ => 2_f64.powi(-22),
     };
 
-    let mut expected = start;
     // What the first step has left in a narrow state is rounded.
     let steps = if setting.state == StateDType::F32 { 2 } else { 1 };
     for t in 1..=steps {
-        let before = expected.clone();
+        let before = judges[0].1.clone();
         let decayed: Vec<f64> = grads.iter().zip(&before).map(|(g, p)| clip * g + l2 * p).collect();
-        judge.step(&mut expected, &decayed, &Now { t, lr, weight_decay: decoupled, shake: 0.0 });
-        for (((got, p), before), place) in step().into_iter().zip(&expected).zip(&before).zip(&sample.places) {
-            let bound = error * before.abs().max(p.abs()) + ERROR * (p - before).abs();
+        for (judge, p, shake) in &mut judges {
+            judge.step(p, &decayed, &Now { t, lr, weight_decay: decoupled, shake: *shake });
+        }
+        let (_, expected, _) = &judges[0];
+        let numbers = step().into_iter().zip(expected).zip(&before).zip(&sample.places);
+        for (i, (((got, p), before), place)) in numbers.enumerate() {
+            let shaken: f64 = judges[1..].iter().map(|(_, other, _)| (other[i] - p).abs()).sum();
+            let bound = error * before.abs().max(p.abs()) + ERROR * (p - before).abs() + shaken;
             assert!((got - p).abs() <= bound, "{label}: step {t} from {before} to {got}, not to {p} at {place:?}");
         }
     }

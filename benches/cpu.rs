@@ -176,7 +176,8 @@ struct Wide {
 impl Wide {
     fn new(case: &Case, setting: &Setting) -> Self {
         let memory = (setting.dtype != DType::F32).then(|| Memory::new(DType::F32, &case.lens()));
-        let state = (memory.is_some() || setting.state != StateDType::F32).then(|| {
+        let narrow = setting.state != StateDType::F32 || setting.compresses();
+        let state = (memory.is_some() || narrow).then(|| {
             let slots = setting.rule.spec().slots().into_iter();
             let lens = |slot: Slot| case.shapes.iter().map(|shape| slot.shape.len(shape)).collect::<Vec<_>>();
             slots.map(|slot| Tensors::new(DType::F32, &lens(slot), SCALES[1])).collect()
