@@ -7,6 +7,16 @@
 #                                           too, to the same path: the tests read their data from it
 #     scripts/gpu.sh unpacked FOLDER [PYTHON]    the first, with what was built into the folder
 set -euo pipefail
+
+# The place of a program or a folder, from where this was called.
+whole() { [[ $1 = /* ]] && echo "$1" || echo "$PWD/$1"; }
+program() { whole "$(command -v -- "$1" || echo "$1")"; }
+
+case ${1-} in
+    pack) folder=$(whole "$2") ;;
+    unpacked) folder=$(whole "$2") python=$(program "${3:-python3}") ;;
+    *) python=$(program "${1:-python3}") ;;
+esac
 cd "$(dirname "$0")/.."
 
 # Where `cargo ARGUMENTS…` put the program that it made, whatever its target folder is. Errors of the compiler go to the error output.
@@ -26,14 +36,14 @@ pack() {
 
 case ${1-} in
     pack)
-        pack "$2"
+        pack "$folder"
         exit
         ;;
     unpacked)
-        programs=$(realpath "$2") python=${3:-python3}
+        programs=$folder
         ;;
     *)
-        programs=${CARGO_TARGET_DIR:-target}/gpu python=${1:-python3}
+        programs=${CARGO_TARGET_DIR:-target}/gpu
         pack "$programs"
         programs=$(realpath "$programs")
         ;;
@@ -58,7 +68,7 @@ measure() {
         cat "$log" >&2
         grep '^test .* FAILED$' "$log" || true
     fi
-    grep '^test result' "$log"
+    grep '^test result' "$log" || echo 'test result: FAILED. The tests ended without a result'
 
     printf '\n## Steps: cargo bench -p optim-benches -- gpu\n\n'
     "$programs/bench" gpu 2>&1 | grep -v XDG_RUNTIME_DIR
