@@ -12,8 +12,9 @@ use crate::memory::{SCALES, Tensors};
 use crate::table::{Output, Row};
 use crate::timing::{enough, middle, rounds, seconds};
 
-/// Prints the rows whose label is wanted.
-pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
+/// Prints the rows whose label is wanted; whether there are any.
+pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) -> bool {
+    let mut any = false;
     let ParamsAdamW { lr, beta1, beta2, eps, weight_decay } = ParamsAdamW::default();
     let rule = AdamW { lr: lr.into(), beta1, beta2, eps, weight_decay, amsgrad: false };
     for case in Case::all() {
@@ -22,11 +23,16 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
             let setting = Setting { rule, threads, dtype, state, clip: false };
             let label = setting.label("candle", case.name);
             if wanted(&label) {
+                if !any {
+                    output.head();
+                }
+                any = true;
                 let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
                 output.row(&pool.install(|| measure(&case, &setting, &label)).expect("candle's step"));
             }
         }
     }
+    any
 }
 
 fn measure(case: &Case, setting: &Setting, label: &str) -> Result<Row> {

@@ -47,13 +47,17 @@ struct Group {
 }
 
 /// Draws the lines of a file into `chart.svg`.
-pub(crate) fn run(file: &Path) {
-    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+pub(crate) fn run(file: &Path) -> Result<(), String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let head = text.lines().find_map(|line| serde_json::from_str(line).ok()).unwrap_or_default();
     let rows: Vec<Row> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    if rows.is_empty() {
+        return Err(format!("{}: no line of it is a row of these benches", file.display()));
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("chart.svg");
-    fs::write(&path, draw(&head, &rows)).expect("the chart's file");
+    fs::write(&path, draw(&head, &rows)).map_err(|error| format!("{}: {error}", path.display()))?;
     println!("{}", path.display());
+    Ok(())
 }
 
 /// One group for each case, rule and clipping, in the order of the rows; those with the most threads.

@@ -71,18 +71,14 @@ const WINDOW: u64 = 64 << 20;
 /// Bytes that a workgroup of the limit moves of each array: 256 lanes, 16 bytes each.
 const GROUP: u64 = 256 * 16;
 
-/// Prints the rows whose label is wanted. On a software adapter the large cases are left out.
-pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
+/// Prints the rows whose label is wanted; whether there are any. On a software adapter the large cases are left out.
+pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) -> Result<bool, Error> {
     let timed = GpuBackend::with_options(&GpuOptions { timestamps: true, ..GpuOptions::default() });
     let opened = match timed {
         Err(Error::Unsupported { .. }) => GpuBackend::new(),
         opened => opened,
     };
-    let gpu = match opened {
-        Ok(gpu) => gpu,
-        Err(error @ Error::NoAdapter { .. }) => return eprintln!("{error}"),
-        Err(error) => panic!("{error}"),
-    };
+    let gpu = opened?;
     eprintln!("{}", gpu.adapter_info().name);
     let mut cases = Case::all();
     let tiny = cases.iter().position(|case| case.name == TINY.0).expect("a case");
@@ -102,7 +98,10 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
             let (name, label) = (setting.rule_name(), setting.label(&format!("gpu {}", form.name()), case.name));
             let known = rows.iter().any(|row| is(row, form, case.name, &name));
             if RULES.contains(&&*name) && !known && wanted(&label) {
-                let row = measure(&gpu, form, case, &setting, &label).expect("a step on the GPU");
+                if rows.is_empty() {
+                    output.head();
+                }
+                let row = measure(&gpu, form, case, &setting, &label)?;
                 output.row(&row);
                 rows.push(row);
             }
@@ -118,6 +117,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, output: Output) {
             );
         }
     }
+    Ok(!rows.is_empty())
 }
 
 fn is(row: &Row, form: Form, case: &str, rule: &str) -> bool {

@@ -14,11 +14,27 @@ mod memory;
 mod table;
 mod timing;
 
+use std::process::ExitCode;
+
 use crate::cases::{Case, settings};
 use crate::table::Output;
 
-fn main() {
-    let (options, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with("--"));
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let (options, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with('-'));
+    // Cargo gives the second.
+    if let Some(option) = options.iter().find(|option| !["--json", "--bench"].contains(&&***option)) {
+        return Err(format!("there is no option {option}, but --json; benches/README.md names the words"));
+    }
     let output = if options.iter().any(|option| option == "--json") { Output::Json } else { Output::Table };
     let (every, filters): (Vec<_>, Vec<_>) = words.iter().partition(|word| *word == "all");
     let wanted = |label: &str| filters.iter().all(|filter| label.contains(filter.as_str()));
@@ -29,19 +45,28 @@ fn main() {
         return chart::run(file.as_ref());
     }
     if filters.iter().any(|filter| filter.starts_with("groups")) {
-        return groups::run(wanted);
+        groups::run(wanted);
+        return Ok(());
     }
-    output.head();
+    let none = || Err(format!("no row's label has {}", words.join(" and ")));
     if filters.iter().any(|filter| filter.starts_with("gpu")) {
-        return gpu::run(wanted, output);
+        let any = gpu::run(wanted, output).map_err(|error| error.to_string())?;
+        return if any { Ok(()) } else { none() };
     }
     #[cfg(feature = "candle")]
     if filters.iter().any(|filter| filter.starts_with("candle")) {
-        return candle::run(wanted, output);
+        return if candle::run(wanted, output) { Ok(()) } else { none() };
     }
-    for case in Case::all() {
+    let rows = Case::all().into_iter().map(|case| {
         let mut settings = settings(case.name, !every.is_empty());
         settings.retain(|setting| wanted(&setting.label("cpu", case.name)));
-        cpu::run(&case, &settings, output);
+        (case, settings)
+    });
+    let rows: Vec<_> = rows.filter(|(_, settings)| !settings.is_empty()).collect();
+    if rows.is_empty() {
+        return none();
     }
+    output.head();
+    rows.iter().for_each(|(case, settings)| cpu::run(case, settings, output));
+    Ok(())
 }
