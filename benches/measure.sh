@@ -3,8 +3,11 @@
 #
 #     benches/measure.sh [PYTHON]         a Python that has PyTorch; python3 if it is not named
 set -euo pipefail
+python=$(command -v -- "${1:-python3}") || { echo "no ${1:-python3} here" >&2; exit 1; }
+[[ $python = /* ]] || python=$PWD/$python
+# Before anything is removed.
+"$python" -c 'import torch'
 cd "$(dirname "$0")"
-python=${1:-python3}
 adamw=results/adamw.jsonl rules=results/rules.jsonl rows=results/rows.jsonl
 bench() { cargo bench -q -p optim-benches "$@"; }
 
@@ -14,7 +17,7 @@ peers/paired.py --python "$python" --save "$adamw" --rule adamw --form fused
 peers/paired.py --python "$python" --save "$adamw" --rule adamw --form foreach --rounds 1
 peers/paired.py --python "$python" --save "$adamw" --rule adamw --form fused --clip yes --case gpt2-small resnet50
 peers/paired.py --python "$python" --save "$rules" --rule sgd momentum adam adagrad --form fused --case resnet50 --rounds 3
-peers/paired.py --python "$python" --save "$rules" --form foreach --case resnet50 --rounds 3 --rule \
+peers/paired.py --python "$python" --save "$rules" --form default foreach --case resnet50 --rounds 3 --rule \
     rms_prop_plain nadam radam ada_max adadelta rprop asgd ada_factor_plain
 
 # The states that PyTorch does not have, and candle.

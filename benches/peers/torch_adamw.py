@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """PyTorch's optimizers on the cases of these benches, through `Optimizer.step()` as its users call it.
 
-    torch_adamw.py [--threads 1 2] [--case resnet50 ...] [--rule adamw ...] [--form fused foreach] [--clip no yes] [--cuda] [--table]
+    torch_adamw.py [--threads 1 2] [--case resnet50 ...] [--rule adamw ...] [--form fused foreach default] [--clip no yes] [--cuda] [--table]
 
 Prints one JSON object a line, with the keys of `cargo bench -p optim-benches -- --json` and the rule names of this library, or a table
-with `--table`. `form` is `fused` (one kernel a tensor on the CPU, a few for all on CUDA; SGD, Adam, AdamW and Adagrad only) or `foreach`
-(PyTorch's default on CUDA). With `--clip yes` the gradients' global norm is clipped by `clip_grad_norm_` before, in passes of its own.
+with `--table`. `form` is `fused` (one kernel a tensor on the CPU, a few for all on CUDA; SGD, Adam, AdamW and Adagrad only), `foreach`
+(a few kernels for all on CUDA), or `default`, what PyTorch chooses if it is not told: on the CPU a loop over the tensors, on CUDA foreach.
+With `--clip yes` the gradients' global norm is clipped by `clip_grad_norm_` before, in passes of its own.
 
 The limit is the time of `p.add_(g, alpha=0)`, which moves 12 bytes an element, times the bytes of the step over 12. It takes turns with
 the step: over the same tensors in the large cases; over one flat pair of the same size where there are many tensors or few elements,
@@ -105,7 +106,7 @@ def measure(case, rule, form, clip, threads, device):
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     make, slots = RULES[rule]
     parameters = tensors(case, device)
-    optimizer = make(parameters, fused=True) if form == "fused" else make(parameters, foreach=True)
+    optimizer = make(parameters, **({} if form == "default" else {form: True}))
 
     def step():
         if clip:
@@ -164,7 +165,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--case", nargs="+", choices=every, default=sorted(every))
     parser.add_argument("--rule", nargs="+", choices=RULES, default=["sgd", "momentum", "adam", "adamw"])
-    parser.add_argument("--form", nargs="+", choices=["fused", "foreach"], default=["fused"])
+    parser.add_argument("--form", nargs="+", choices=["fused", "foreach", "default"], default=["fused"])
     parser.add_argument("--clip", nargs="+", choices=["no", "yes"], default=["no"])
     parser.add_argument("--cuda", action="store_true", help="on the GPU; threads do not count")
     parser.add_argument("--table", action="store_true", help="print columns for people")
