@@ -14,14 +14,14 @@ const TENSORS: &str = include_str!("cases/groups465.txt");
 /// What is more is a width; what is not is a kernel or has another reason.
 const KERNEL: usize = 7;
 
-/// Prints a row for each place, threads or the GPU, whose label is wanted.
-pub(crate) fn run(wanted: impl Fn(&str) -> bool) {
+/// Prints a row for each place, threads or the GPU, whose label is wanted; whether there are any.
+pub(crate) fn run(wanted: impl Fn(&str) -> bool) -> bool {
     let all = CASES.into_iter().flat_map(|(case, factor)| ["1", "2", "gpu"].map(|place| (case, factor, place)));
     // What is wide on the GPU is slow on a software adapter, and tells nothing more.
     let all = all.filter(|&(_, factor, place)| place != "gpu" || factor == 1);
     let rows: Vec<_> = all.filter(|(case, _, place)| wanted(&format!("{case} adam {place}"))).collect();
     if rows.is_empty() {
-        return;
+        return false;
     }
     println!(
         "{:<13} {:<19} {:>7} {:>12} {:>9} {:>8} {:>14} {:>10}",
@@ -40,6 +40,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool) {
             },
         }
     }
+    true
 }
 
 fn on_cpu(case: &str, lens: &[usize], threads: usize) {

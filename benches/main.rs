@@ -20,17 +20,17 @@ use crate::cases::{Case, settings};
 use crate::table::Output;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+    let (options, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with('-'));
+    match run(&options, &words) {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => eprintln!("error: no row's label has {}", words.join(" and ")),
+        Err(error) => eprintln!("error: {error}"),
     }
+    ExitCode::FAILURE
 }
 
-fn run() -> Result<(), String> {
-    let (options, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with('-'));
+/// Prints what the words ask for; whether there is anything.
+fn run(options: &[String], words: &[String]) -> Result<bool, String> {
     // Cargo gives the second.
     if let Some(option) = options.iter().find(|option| !["--json", "--bench"].contains(&&***option)) {
         return Err(format!("there is no option {option}, but --json; benches/README.md names the words"));
@@ -38,24 +38,22 @@ fn run() -> Result<(), String> {
     let output = if options.iter().any(|option| option == "--json") { Output::Json } else { Output::Table };
     let (every, filters): (Vec<_>, Vec<_>) = words.iter().partition(|word| *word == "all");
     let wanted = |label: &str| filters.iter().all(|filter| label.contains(filter.as_str()));
+    let asks_for = |kind: &str| filters.iter().any(|filter| filter.starts_with(kind));
 
-    if let [word, file] = &*words
+    if let [word, file] = words
         && word == "chart"
     {
-        return chart::run(file.as_ref());
+        return chart::run(file.as_ref()).map(|()| true);
     }
-    if filters.iter().any(|filter| filter.starts_with("groups")) {
-        groups::run(wanted);
-        return Ok(());
+    if asks_for("groups") {
+        return Ok(groups::run(wanted));
     }
-    let none = || Err(format!("no row's label has {}", words.join(" and ")));
-    if filters.iter().any(|filter| filter.starts_with("gpu")) {
-        let any = gpu::run(wanted, output).map_err(|error| error.to_string())?;
-        return if any { Ok(()) } else { none() };
+    if asks_for("gpu") {
+        return gpu::run(wanted, output).map_err(|error| error.to_string());
     }
     #[cfg(feature = "candle")]
-    if filters.iter().any(|filter| filter.starts_with("candle")) {
-        return if candle::run(wanted, output) { Ok(()) } else { none() };
+    if asks_for("candle") {
+        return Ok(candle::run(wanted, output));
     }
     let rows = Case::all().into_iter().map(|case| {
         let mut settings = settings(case.name, !every.is_empty());
@@ -63,10 +61,9 @@ fn run() -> Result<(), String> {
         (case, settings)
     });
     let rows: Vec<_> = rows.filter(|(_, settings)| !settings.is_empty()).collect();
-    if rows.is_empty() {
-        return none();
+    if !rows.is_empty() {
+        output.head();
     }
-    output.head();
     rows.iter().for_each(|(case, settings)| cpu::run(case, settings, output));
-    Ok(())
+    Ok(!rows.is_empty())
 }
