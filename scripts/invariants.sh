@@ -53,6 +53,8 @@ no_dependency optim-core '^serde'
 arch=':!crates/optim-cpu/src/arch/*'
 forbid 'cfg(target_arch) stands in arch only' 'cfg(_attr|!)?\(.*target_arch' 'crates/*.rs' 'shaders/*.rs' "$arch"
 forbid 'unsafe code stands in arch only' '\bunsafe\b *(\{|fn|impl|extern)|allow\(unsafe_code' 'crates/*.rs' 'shaders/*.rs' "$arch"
+except='.*"x86_64\+avx512f\+avx512vl\+avx512dq\+avx512bw", "x86_64\+avx2", "aarch64\+neon"|.*" => "' \
+    forbid 'every kernel is compiled for the same instruction sets' '"(x86_64|aarch64)\+' 'crates/optim-cpu/src/*.rs'
 forbid 'the CPU never fuses a multiplication and an addition' 'mul_add' 'crates/optim-cpu/src/*.rs'
 forbid 'wgpu types are public in optim-gpu only' '\bwgpu::' 'crates/optim-core/src/*.rs' 'crates/optim-cpu/src/*.rs' 'crates/optimizers/src/*.rs'
 forbid 'matches on the rules have no catch-all arm' '^ *_ =>' 'crates/optim-core/src/rule.rs' 'crates/optim-cpu/src/rules/mod.rs'
