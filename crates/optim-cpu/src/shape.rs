@@ -51,7 +51,7 @@ impl<'a> Shape<'a> {
         if factor != 1.0 {
             scale(factor, g);
         }
-        if limit != 0.0 {
+        if limit > 0.0 {
             bound(limit, g);
         }
         if self.units {

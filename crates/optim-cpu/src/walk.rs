@@ -282,7 +282,7 @@ pub(crate) fn update(
     kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, Opened<'_>),
 ) {
     let (whole, weight) = (0..piece.len, record.stages.ema);
-    let averages = form.tensor.ema && weight != 0.0;
+    let averages = form.tensor.ema && weight > 0.0;
     if form.plain
         && !averages
         && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
@@ -387,7 +387,7 @@ fn update_block(
             block
         }
     };
-    if form.tensor.ema && record.stages.ema != 0.0 {
+    if form.tensor.ema && record.stages.ema > 0.0 {
         move_average(record.stages.ema, floats_mut(&mut ema[wide]), p);
     }
 }
