@@ -647,12 +647,7 @@ fn fields_of_step(wgsl: &str) -> Option<Vec<String>> {
 /// Checks a rule, its rate and its decay. What errors name begins with `place`: the group, or nothing.
 pub(crate) fn validate_rule(rule: &Rule, place: &str) -> Result<()> {
     let spec = rule.spec();
-    spec.validate().map_err(|error| match error {
-        Error::HyperParameter { name, expected, got } => {
-            Error::HyperParameter { name: format!("{place}{name}"), expected, got }
-        }
-        error => error,
-    })?;
+    spec.validate().map_err(|error| error.placed(place))?;
     let name = |what: &str| format!("{place}{}.{what}", spec.name());
     let refuse = |what, expected, got| Err(Error::HyperParameter { name: name(what), expected, got });
     let slots = spec.slots();

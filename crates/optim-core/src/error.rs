@@ -357,6 +357,18 @@ pub fn check(name: &str, expected: &'static str, got: f64, valid: impl Fn(f64) -
     }
 }
 
+impl Error {
+    /// The same, with where a hyper-parameter stands before its name.
+    pub(crate) fn placed(self, place: &str) -> Self {
+        match self {
+            Self::HyperParameter { name, expected, got } => {
+                Self::HyperParameter { name: format!("{place}{name}"), expected, got }
+            }
+            error => error,
+        }
+    }
+}
+
 /// A number in as many characters as its digits need: not in hundreds of zeros.
 pub(crate) fn shown(x: f64) -> String {
     if x == 0.0 || !x.is_finite() || (1e-5..1e15).contains(&x.abs()) { x.to_string() } else { format!("{x:e}") }

@@ -946,13 +946,7 @@ fn vary(group: &Group, rule: &mut Rule, update: u64) -> Result<()> {
     for edit in &group.varies {
         let _ = edit(rule, update);
     }
-    let place = |error| match error {
-        Error::HyperParameter { name, expected, got } => {
-            Error::HyperParameter { name: format!("{} at update {update}: {name}", group.place), expected, got }
-        }
-        error => error,
-    };
-    rule.spec().validate().map_err(place)?;
+    rule.spec().validate().map_err(|error| error.placed(&format!("{} at update {update}: ", group.place)))?;
     check_vary(&group.place, group.rule(), rule)
 }
 
