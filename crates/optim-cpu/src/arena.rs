@@ -91,9 +91,9 @@ impl Room {
 pub(crate) struct Layout {
     rooms: [Vec<Room>; KINDS],
     ends: [usize; KINDS],
-    /// Elements of each parameter, and bytes of one of them in the caller's memory.
+    /// Elements of each parameter, and the binary logarithm of the bytes of one of them in the caller's memory.
     pub(crate) lens: Vec<usize>,
-    pub(crate) sizes: Vec<usize>,
+    pub(crate) shifts: Vec<u32>,
 }
 
 impl Layout {
@@ -102,7 +102,7 @@ impl Layout {
             rooms: Default::default(),
             ends: [0; KINDS],
             lens: forms.iter().map(|form| form.len).collect(),
-            sizes: forms.iter().map(|form| form.tensor.parameter.dtype().size()).collect(),
+            shifts: forms.iter().map(|form| form.tensor.parameter.dtype().size().ilog2()).collect(),
         };
         for form in forms {
             let mut units = [(0, 0); KINDS];
@@ -137,7 +137,7 @@ impl Layout {
     /// The bytes that an update reads of a parameter and its state, with a gradient of its type.
     pub(crate) fn bytes(&self, param: usize) -> usize {
         let state: usize = (SLOTS..=EMA).map(|kind| self.range(kind, param).len()).sum();
-        2 * self.lens[param] * self.sizes[param] + state
+        (self.lens[param] << (self.shifts[param] + 1)) + state
     }
 
     /// Where an element begins in an array, at whose beginning a cut may be.

@@ -10,8 +10,8 @@
 //!     otherwise:    cut the pieces at the middle cut; join(run(left half), run(right half))
 //! ```
 
-use std::array;
 use std::ops::Range;
+use std::{array, mem};
 
 use optim_core::ParamMut;
 
@@ -191,7 +191,7 @@ impl<'v, 'd> Pieces<'v, 'd> {
             let before = layout.at(kind, cut.param, cut.element) - layout.at(kind, begin.param, begin.element);
             (left_arrays[kind], right_arrays[kind]) = array.split_at_mut(before);
         }
-        let size = layout.sizes[cut.param];
+        let bytes = |elements: usize| elements << layout.shifts[cut.param];
         let left = |head, rest, tail| Self { begin, head, rest, tail, arrays: left_arrays };
         let right = |head, rest, tail| Self { begin: cut, head, rest, tail, arrays: right_arrays };
 
@@ -199,12 +199,12 @@ impl<'v, 'd> Pieces<'v, 'd> {
         match (head, tail) {
             // Inside the first, begun parameter.
             (Some(head), tail) if cut.param == begin.param => {
-                let (a, b) = head.split_at_mut((cut.element - begin.element) * size);
+                let (a, b) = head.split_at_mut(bytes(cut.element - begin.element));
                 (left(Some(a), &mut [], None), right(Some(b), rest, tail))
             }
             // Inside the last, unfinished parameter.
             (head, Some(tail)) if cut.param == first_whole + rest.len() => {
-                let (a, b) = tail.split_at_mut(cut.element * size);
+                let (a, b) = tail.split_at_mut(bytes(cut.element));
                 (left(head, rest, Some(a)), right(Some(b), &mut [], None))
             }
             // Inside a whole parameter.
@@ -213,44 +213,48 @@ impl<'v, 'd> Pieces<'v, 'd> {
                 let Some((param, after)) = from.split_first_mut() else {
                     unreachable!("a cut lies inside a parameter")
                 };
-                let (a, b) = host_mut(param).split_at_mut(cut.element * size);
+                let (a, b) = host_mut(param).split_at_mut(bytes(cut.element));
                 (left(head, before, Some(a)), right(Some(b), after, tail))
             }
         }
     }
 
     /// Calls `work` for each piece.
-    fn each(self, layout: &Layout, mut work: impl FnMut(&mut Piece<'_>)) {
+    fn each(self, layout: &Layout, mut work: impl FnMut(&mut Piece<'v>)) {
         let Self { begin, head, rest, tail, arrays } = self;
         let first_whole = begin.param + usize::from(head.is_some());
         let after = first_whole + rest.len();
-        // The arrays that there are, and where they begin: few of all kinds.
+        // The arrays that there are, few of all kinds: what is left of them, and where that begins.
         let (mut there, mut count) = (array::from_fn::<_, KINDS, _>(|_| (0, 0, Default::default())), 0);
         for (kind, array) in arrays.into_iter().enumerate().filter(|(_, array)| !array.is_empty()) {
             there[count] = (kind, layout.at(kind, begin.param, begin.element), array);
             count += 1;
         }
         let there: &mut [(usize, usize, &mut [u8])] = &mut there[..count];
-        let mut piece = |param: usize, element: usize, p: &mut [u8]| {
+        // One for all: a tensor may be small, and the arrays that there are not are many.
+        let mut piece = Piece { param: 0, element: 0, len: 0, p: &mut [], arrays: Default::default() };
+        let mut next = |param: usize, element: usize, p: &'v mut [u8]| {
             if p.is_empty() {
                 return;
             }
-            let len = p.len() / layout.sizes[param];
-            let mut piece = Piece { param, element, len, p, arrays: Default::default() };
-            for (kind, base, array) in &mut *there {
-                let [start, end] = [element, element + len].map(|element| layout.at(*kind, param, element) - *base);
-                piece.arrays[*kind] = &mut array[start..end];
+            let len = p.len() >> layout.shifts[param];
+            for (kind, at, left) in &mut *there {
+                let [start, end] = [element, element + len].map(|element| layout.at(*kind, param, element));
+                let (array, behind) = mem::take(left).split_at_mut(end - *at);
+                piece.arrays[*kind] = &mut array[start - *at..];
+                (*at, *left) = (end, behind);
             }
+            (piece.param, piece.element, piece.len, piece.p) = (param, element, len, p);
             work(&mut piece);
         };
         if let Some(head) = head {
-            piece(begin.param, begin.element, head);
+            next(begin.param, begin.element, head);
         }
         for (param, memory) in (first_whole..).zip(rest) {
-            piece(param, 0, host_mut(memory));
+            next(param, 0, host_mut(memory));
         }
         if let Some(tail) = tail {
-            piece(after, 0, tail);
+            next(after, 0, tail);
         }
     }
 }

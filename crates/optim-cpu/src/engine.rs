@@ -184,7 +184,7 @@ impl CpuEngine {
             if !record.trust.is_some() {
                 return;
             }
-            let add = |p: &[f32], g: &[f32], _: Slots<'_>, sums: &mut Columns| lars::measure(p, g, sums);
+            let add = |p: &[f32], g: &[f32], _: &mut Slots<'_>, sums: &mut Columns| lars::measure(p, g, sums);
             measure(form, lars::TERMS, &Shape::before_rows(record), gradient, piece, space, add);
             if goes_at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
                 let mut record = *record;
@@ -208,8 +208,9 @@ impl CpuEngine {
         let Self { memory, now, kernels, .. } = self;
         memory.walk(batch, now, update, params, grads, |form, record, shape, gradient, piece, space| {
             let Some(Norms { terms, measure: add, finish, .. }) = kernels[form.tensor.rule].norms else { return };
-            let add =
-                |p: &[f32], g: &[f32], slots: Slots<'_>, sums: &mut Columns| add(&record.scalars, p, g, slots, sums);
+            let add = |p: &[f32], g: &[f32], slots: &mut Slots<'_>, sums: &mut Columns| {
+                add(&record.scalars, p, g, slots, sums)
+            };
             measure(form, terms, shape, gradient, piece, space, add);
             if goes_at_once(form, record, matches!(gradient, Gradient::Rows(_))) {
                 let mut record = *record;
@@ -710,7 +711,7 @@ fn measure(
     gradient: Gradient<'_>,
     piece: &mut Piece<'_>,
     space: &mut Space,
-    add: impl Fn(&[f32], &[f32], Slots<'_>, &mut Columns),
+    add: impl Fn(&[f32], &[f32], &mut Slots<'_>, &mut Columns),
 ) {
     let (arrays, sums) = piece.arrays.split_at_mut(SUMS);
     let sums = numbers_mut(sums[0]);
@@ -719,7 +720,7 @@ fn measure(
     let Blocks { p: p_block, g: g_block, slots: blocks, columns } = space.blocks();
     reduce::summed(piece.len, terms, sums, columns, |range, columns| {
         let (p, g) = view.read(shape, range.clone(), p_block, g_block);
-        add(p, g, walk::open(form, slots, &range, blocks), columns);
+        add(p, g, &mut walk::open(form, slots, &range, blocks), columns);
     });
 }
 

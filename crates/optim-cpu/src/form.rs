@@ -25,6 +25,8 @@ pub(crate) struct Form {
     pub(crate) formats: [Option<SlotFormat>; MAX_SLOTS],
     /// Whether parameter and what has an element for each of its are `f32` throughout.
     pub(crate) plain: bool,
+    /// Whether a kernel takes parameter and slots as they lie in memory.
+    pub(crate) at_rest: bool,
     /// Whether a kernel updates it that scales gradients.
     pub(crate) scales: bool,
     /// Whether all slots are kept in one way of fewer bits, and that kernel reads and stores them.
@@ -78,15 +80,17 @@ impl Form {
             Update::BuiltIn(kernel) => Some(kernel),
             Update::Custom | Update::Factored => None,
         };
+        let narrow = kernel.and_then(|kernel| Narrow::of(&formats[..slots.len()], kernel.narrow?));
         let wide = formats.iter().flatten().all(|format| *format == SlotFormat::F32);
         Self {
             len: tensor.parameter.len(),
             width: tensor.rows().1,
             plain: master.is_none() && wide,
+            at_rest: master.is_none() && (wide || narrow.is_some()),
             wide,
             at_once: false,
             scales: kernel.is_some(),
-            narrow: kernel.and_then(|kernel| Narrow::of(&formats[..slots.len()], kernel.narrow?)),
+            narrow,
             slots,
             master,
             formats,

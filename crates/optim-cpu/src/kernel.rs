@@ -120,7 +120,7 @@ pub(crate) fn filled<T: Copy>(numbers: &[T]) -> [T; format::BLOCK] {
 /// A rule's kernel: the scalars, the parameter, the gradient and how it is scaled, the slots. All slices have one length.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
-    pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Scaling, Slots<'_>),
+    pub(crate) f32: fn(&StepScalars, &mut [f32], &[f32], Scaling, &mut Slots<'_>),
     /// Of a rule that has slots which can all be kept narrow.
     pub(crate) narrow: Option<NarrowKernel>,
 }
@@ -129,9 +129,9 @@ pub(crate) struct Kernel {
 /// bits meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) struct NarrowKernel {
-    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, Bf16Slots<'_>, SlotBits),
+    pub(crate) bf16: fn(&StepScalars, &mut [f32], &[f32], Scaling, &mut Bf16Slots<'_>, SlotBits),
     /// With 8-bit codes of these kinds, block by block.
-    pub(crate) block8: fn(&StepScalars, &mut [f32], &[f32], Scaling, Block8Slots<'_>, SlotBits),
+    pub(crate) block8: fn(&StepScalars, &mut [f32], &[f32], Scaling, &mut Block8Slots<'_>, SlotBits),
     pub(crate) codes: &'static [Code8],
 }
 
@@ -142,11 +142,11 @@ pub(crate) struct Norms {
     pub(crate) terms: usize,
     /// The first walk: the scalars, the parameter, the gradient, the slots, and the running sums to which the terms are added. All
     /// slices have one length, at most a row's. The slots take their new values.
-    pub(crate) measure: fn(&StepScalars, &[f32], &[f32], Slots<'_>, &mut Columns),
+    pub(crate) measure: fn(&StepScalars, &[f32], &[f32], &mut Slots<'_>, &mut Columns),
     /// Completes the scalars from the sums.
     pub(crate) finish: fn(&mut StepScalars, Sums),
     /// The second walk where the slots have their new values already: the scalars, the parameter, the slots.
-    pub(crate) apply: fn(&StepScalars, &mut [f32], Slots<'_>),
+    pub(crate) apply: fn(&StepScalars, &mut [f32], &mut Slots<'_>),
 }
 
 /// All that a rule brings to this backend.
@@ -177,7 +177,7 @@ impl Update {
         p: &mut [f32],
         g: &[f32],
         scaling: Scaling,
-        slots: Opened<'_>,
+        slots: &mut Opened<'_>,
     ) {
         let kernel = match self {
             Self::BuiltIn(kernel) => kernel,
@@ -185,17 +185,17 @@ impl Update {
         };
         match (slots, kernel.narrow) {
             (Opened::F32(slots), _) => (kernel.f32)(scalars, p, g, scaling, slots),
-            (Opened::Bf16(slots, bits), Some(kernel)) => (kernel.bf16)(scalars, p, g, scaling, slots, bits),
-            (Opened::Block8(slots, bits), Some(kernel)) => (kernel.block8)(scalars, p, g, scaling, slots, bits),
+            (Opened::Bf16(slots, bits), Some(kernel)) => (kernel.bf16)(scalars, p, g, scaling, slots, *bits),
+            (Opened::Block8(slots, bits), Some(kernel)) => (kernel.block8)(scalars, p, g, scaling, slots, *bits),
             (_, None) => unreachable!("slots are opened as the kernel takes them"),
         }
     }
 }
 
 /// Updates a stretch by the user's own rule.
-fn run_custom(rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slots: Opened<'_>) {
+fn run_custom(rule: &Rule, scalars: &StepScalars, p: &mut [f32], g: &[f32], slots: &mut Opened<'_>) {
     match (rule.kernel(), slots) {
-        (Rule::Custom(rule), Opened::F32(mut slots)) => {
+        (Rule::Custom(rule), Opened::F32(slots)) => {
             let used = slots.iter().take_while(|slot| slot.len() == p.len() && !slot.is_empty()).count();
             rule.update(scalars, p, g, &mut slots[..used]);
         }
@@ -354,9 +354,9 @@ macro_rules! elementwise {
                     },
                     block8: |scalars, p, g, scaling, slots, bits| {
                         let step = bytemuck::from_bytes(bytemuck::cast_slice(scalars.words()));
-                        let mut scales = slots.scales.into_iter();
-                        let scales = array::from_fn(|_| scales.next().unwrap_or_default());
-                        let [$($slot,)* ..] = slots.codes;
+                        let mut scales = slots.scales.iter_mut();
+                        let scales = array::from_fn(|_| scales.next().map_or(&mut [][..], |scales| &mut **scales));
+                        let [$($slot,)* ..] = &mut slots.codes;
                         walk_block8(step, p, g, scaling, $($slot,)* scales, bits);
                     },
                     codes: CODES,

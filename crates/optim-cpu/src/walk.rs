@@ -54,11 +54,14 @@ impl Blocks {
 }
 
 impl Space {
+    /// Not in the caller, whose stack frame would be as large as blocks are, with each of its pages touched at each call.
+    #[inline(never)]
     pub(crate) fn blocks(&mut self) -> &mut Blocks {
         self.blocks.get_or_insert_with(Blocks::new)
     }
 
     /// The blocks, and what a factored rule works with.
+    #[inline(never)]
     pub(crate) fn desk(&mut self) -> (&mut Blocks, &mut Desk) {
         (self.blocks.get_or_insert_with(Blocks::new), self.desk.get_or_insert_with(Desk::new))
     }
@@ -279,27 +282,41 @@ pub(crate) fn update(
     gradient: Gradient<'_>,
     piece: &mut Piece<'_>,
     space: &mut Space,
-    kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, Opened<'_>),
+    kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, &mut Opened<'_>),
+) {
+    let whole = 0..piece.len;
+    if form.at_rest
+        && !(form.tensor.ema && record.stages.ema > 0.0)
+        && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
+    {
+        let mut slots = match form.narrow {
+            None => {
+                let mut slots = Slots::default();
+                slots.iter_mut().zip(&mut piece.arrays[SLOTS..]).for_each(|(slot, bytes)| *slot = floats_mut(bytes));
+                Opened::F32(slots)
+            }
+            Some(narrow) => {
+                open_narrow(form, narrow, record.stages.step, piece.element, &mut piece.arrays[SLOTS..MASTER], &whole)
+            }
+        };
+        return kernel(0, floats_mut(piece.p), g, scaling, &mut slots);
+    }
+    update_in_blocks(form, record, shape, gradient, piece, space, kernel);
+}
+
+/// As [`update`], block by block.
+#[inline(never)]
+fn update_in_blocks(
+    form: &Form,
+    record: &Record,
+    shape: &Shape<'_>,
+    gradient: Gradient<'_>,
+    piece: &mut Piece<'_>,
+    space: &mut Space,
+    kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, &mut Opened<'_>),
 ) {
     let (whole, weight) = (0..piece.len, record.stages.ema);
     let averages = form.tensor.ema && weight > 0.0;
-    if form.plain
-        && !averages
-        && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
-    {
-        let mut slots = Slots::default();
-        slots.iter_mut().zip(&mut piece.arrays[SLOTS..]).for_each(|(slot, bytes)| *slot = floats_mut(bytes));
-        return kernel(0, floats_mut(piece.p), g, scaling, Opened::F32(slots));
-    }
-    if let Some(narrow) = form.narrow
-        && form.master.is_none()
-        && !averages
-        && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
-    {
-        let slots =
-            open_narrow(form, narrow, record.stages.step, piece.element, &mut piece.arrays[SLOTS..MASTER], &whole);
-        return kernel(0, floats_mut(piece.p), g, scaling, slots);
-    }
     let blocks = space.blocks();
     let update = |piece: &mut Piece<'_>, range: Range<usize>, g: Option<&[f32]>, blocks: &mut Blocks| {
         update_block(form, record, shape, gradient, piece, range, g, blocks, &kernel);
@@ -338,7 +355,7 @@ fn update_block(
     range: Range<usize>,
     g: Option<&[f32]>,
     blocks: &mut Blocks,
-    kernel: &impl Fn(usize, &mut [f32], &[f32], Scaling, Opened<'_>),
+    kernel: &impl Fn(usize, &mut [f32], &[f32], Scaling, &mut Opened<'_>),
 ) {
     let Piece { element, p: stored, arrays, .. } = piece;
     let (slots, others) = arrays.split_at_mut(MASTER);
@@ -360,9 +377,9 @@ fn update_block(
         None => (&*gradient.shaped(shape, *element, &range, p, &mut blocks.g), Scaling::NONE),
     };
     if let Some(narrow) = form.narrow {
-        kernel(range.start, p, g, scaling, open_narrow(form, narrow, step, *element, slots, &range));
+        kernel(range.start, p, g, scaling, &mut open_narrow(form, narrow, step, *element, slots, &range));
     } else {
-        kernel(range.start, p, g, scaling, Opened::F32(open(form, slots, &range, &mut blocks.slots)));
+        kernel(range.start, p, g, scaling, &mut Opened::F32(open(form, slots, &range, &mut blocks.slots)));
         close(form, step, *element, slots, &range, &blocks.slots);
     }
     let block = &blocks.p[..range.len()];
