@@ -6,14 +6,23 @@ use multiversion::multiversion;
 use optim_core::guard::Measured;
 
 use crate::arch::{SPAN, fetch_span};
-use crate::reduce::{self, ROW, Sums};
+use crate::reduce::{self, LANES, ROW, Sums, tree};
 use crate::shape::Shape;
 use crate::walk::{BLOCK, Blocks, Gradient, Space};
 
 /// Measures the slices of a stretch of a dense gradient that is multiplied with `factor`. The second sum of the first slice is not
 /// 0 if an element of the stretch is not finite.
 pub(crate) fn measure(gradient: &Gradient<'_>, factor: f32, len: usize, sums: &mut [Sums], space: &mut Space) {
-    let Blocks { g: block, columns, .. } = space.blocks();
+    if let (Some(g), [sums]) = (gradient.as_it_is(&Shape::NONE, &(0..len)), &mut *sums)
+        && len <= ROW
+    {
+        // Most parameters of a long list are small.
+        let squares = sum_of_row(factor, g);
+        let is_bad = !squares.is_finite() && g.iter().any(|g| !g.is_finite());
+        *sums = [squares, if is_bad { 1.0 } else { 0.0 }];
+        return;
+    }
+    let (columns, Blocks { g: block, .. }) = space.columns();
     reduce::summed(len, 1, sums, columns, |row, [columns, _]| {
         let g = read(gradient, row, block);
         match g.try_into() {
@@ -42,6 +51,24 @@ fn read<'b>(gradient: &Gradient<'b>, row: Range<usize>, block: &'b mut [f32; BLO
 pub(crate) fn total(slices: &[Sums]) -> Measured {
     let [squares, bad] = reduce::total(slices);
     Measured { squares, bad: u32::from(bad > 0.0) }
+}
+
+/// The squares of at most a row, in the order of every sum.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn sum_of_row(factor: f32, g: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let square = |g| (factor * g) * (factor * g);
+    let sum = |[x, y, z, w]: [f32; 4]| (x + y) + (z + w);
+    let (fours, rest) = g.as_chunks();
+    for (lane, g) in lanes.iter_mut().zip(fours) {
+        *lane = sum(g.map(square));
+    }
+    if !rest.is_empty() {
+        let mut last = [0.0; 4];
+        last.iter_mut().zip(rest).for_each(|(last, &g)| *last = square(g));
+        lanes[fours.len()] = sum(last);
+    }
+    tree(&mut lanes, g.len().div_ceil(4))
 }
 
 /// Adds the squares of a row. Fetches the row that comes next.
