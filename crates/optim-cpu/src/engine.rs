@@ -717,7 +717,7 @@ fn measure(
     let sums = numbers_mut(sums[0]);
     let (slots, others) = arrays.split_at_mut(MASTER);
     let view = View { form, element: piece.element, p: piece.p, master: others[0], gradient };
-    let (columns, Blocks { p: p_block, g: g_block, slots: blocks }) = space.columns();
+    let Blocks { p: p_block, g: g_block, slots: blocks, columns } = space.blocks();
     reduce::summed(piece.len, terms, sums, columns, |range, columns| {
         let (p, g) = view.read(shape, range.clone(), p_block, g_block);
         add(p, g, &mut walk::open(form, slots, &range, blocks), columns);

@@ -337,7 +337,7 @@ impl<T: Moment> Factors<'_, T> {
         let (step, len): (&Step, _) = (bytemuck::from_bytes(bytemuck::cast_slice(record.scalars.words())), piece.len);
         let slices: &mut [Sums] = numbers_mut(mem::take(&mut piece.arrays[SUMS]));
         let view = View { form, element: piece.element, p: piece.p, master: piece.arrays[MASTER], gradient };
-        let (running, Blocks { p, g, .. }, desk) = space.desk();
+        let (Blocks { p, g, columns: running, .. }, desk) = space.desk();
         let (mut reader, mut reached) = (Reader { view, shape, p, g, desk }, 0);
         reduce::summed(len, 2, slices, running, |row, [first, second]| {
             self.measure(step, row, &mut reached, &mut reader, [first, second]);

@@ -22,7 +22,7 @@ pub(crate) fn measure(gradient: &Gradient<'_>, factor: f32, len: usize, sums: &m
         *sums = [squares, if is_bad { 1.0 } else { 0.0 }];
         return;
     }
-    let (columns, Blocks { g: block, .. }) = space.columns();
+    let Blocks { g: block, columns, .. } = space.blocks();
     reduce::summed(len, 1, sums, columns, |row, [columns, _]| {
         let g = read(gradient, row, block);
         match g.try_into() {

@@ -15,7 +15,7 @@ use crate::arena::{MASTER, SLOTS};
 use crate::drive::Piece;
 use crate::factored::Desk;
 use crate::form::{Form, Narrow};
-use crate::kernel::{Aligned, Bf16Slots, Block8Slots, Opened, Scaling, SlotBits, Slots};
+use crate::kernel::{Bf16Slots, Block8Slots, Opened, Scaling, SlotBits, Slots};
 use crate::reduce::{Columns, ROW};
 use crate::rows::Rows;
 use crate::shape::Shape;
@@ -31,7 +31,6 @@ const STRETCH: usize = 256;
 #[derive(Default)]
 pub(crate) struct Space {
     blocks: Option<Blocks>,
-    columns: Option<Aligned<Columns>>,
     desk: Option<Desk>,
     /// Of a factored rule, for the tensor that is worked on.
     pub(crate) room: Vec<f32>,
@@ -43,11 +42,14 @@ pub(crate) struct Blocks {
     pub(crate) p: [f32; BLOCK],
     pub(crate) g: [f32; BLOCK],
     pub(crate) slots: [[f32; BLOCK]; MAX_SLOTS],
+    /// The running sums of a slice.
+    pub(crate) columns: Columns,
 }
 
 impl Blocks {
     fn new() -> Self {
-        Self { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS] }
+        let columns = [[0.0; ROW]; MAX_TERMS];
+        Self { p: [0.0; BLOCK], g: [0.0; BLOCK], slots: [[0.0; BLOCK]; MAX_SLOTS], columns }
     }
 }
 
@@ -58,22 +60,12 @@ impl Space {
         self.blocks.get_or_insert_with(Blocks::new)
     }
 
-    /// The running sums of a slice, and the blocks.
+    /// The blocks, and what a factored rule works with.
     #[inline(never)]
-    pub(crate) fn columns(&mut self) -> (&mut Columns, &mut Blocks) {
-        (&mut self.columns.get_or_insert(NO_SUMS).0, self.blocks.get_or_insert_with(Blocks::new))
-    }
-
-    /// These, and what a factored rule works with.
-    #[inline(never)]
-    pub(crate) fn desk(&mut self) -> (&mut Columns, &mut Blocks, &mut Desk) {
-        let Self { blocks, columns, desk, .. } = self;
-        let columns = &mut columns.get_or_insert(NO_SUMS).0;
-        (columns, blocks.get_or_insert_with(Blocks::new), desk.get_or_insert_with(Desk::new))
+    pub(crate) fn desk(&mut self) -> (&mut Blocks, &mut Desk) {
+        (self.blocks.get_or_insert_with(Blocks::new), self.desk.get_or_insert_with(Desk::new))
     }
 }
-
-const NO_SUMS: Aligned<Columns> = Aligned([[0.0; ROW]; MAX_TERMS]);
 
 /// The gradient of a piece.
 #[derive(Debug, Clone, Copy)]
