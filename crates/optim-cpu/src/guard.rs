@@ -6,7 +6,7 @@ use multiversion::multiversion;
 use optim_core::guard::Measured;
 
 use crate::arch::{SPAN, fetch_span};
-use crate::reduce::{self, LANES, ROW, Sums, tree};
+use crate::reduce::{self, ROW, Sums, sum_of_row};
 use crate::shape::Shape;
 use crate::walk::{BLOCK, Blocks, Gradient, Space};
 
@@ -17,7 +17,7 @@ pub(crate) fn measure(gradient: &Gradient<'_>, factor: f32, len: usize, sums: &m
         && len <= ROW
     {
         // Most parameters of a long list are small.
-        let squares = sum_of_row(factor, g);
+        let squares = squares(factor, g);
         let is_bad = !squares.is_finite() && g.iter().any(|g| !g.is_finite());
         *sums = [squares, if is_bad { 1.0 } else { 0.0 }];
         return;
@@ -53,22 +53,13 @@ pub(crate) fn total(slices: &[Sums]) -> Measured {
     Measured { squares, bad: u32::from(bad > 0.0) }
 }
 
-/// The squares of at most a row, in the order of every sum.
+/// The sum of the squares of at most a row.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn sum_of_row(factor: f32, g: &[f32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let square = |g| (factor * g) * (factor * g);
-    let sum = |[x, y, z, w]: [f32; 4]| (x + y) + (z + w);
-    let (fours, rest) = g.as_chunks();
-    for (lane, g) in lanes.iter_mut().zip(fours) {
-        *lane = sum(g.map(square));
-    }
-    if !rest.is_empty() {
-        let mut last = [0.0; 4];
-        last.iter_mut().zip(rest).for_each(|(last, &g)| *last = square(g));
-        lanes[fours.len()] = sum(last);
-    }
-    tree(&mut lanes, g.len().div_ceil(4))
+fn squares(factor: f32, g: &[f32]) -> f32 {
+    sum_of_row(g, |g| {
+        let x = factor * g;
+        x * x
+    })
 }
 
 /// Adds the squares of a row. Fetches the row that comes next.

@@ -10,6 +10,7 @@
 //!
 //! Sums begin at +0, so none is −0 and adding an absent element's 0 changes nothing: it is left out.
 
+use std::array;
 use std::ops::Range;
 
 use multiversion::multiversion;
@@ -47,25 +48,34 @@ pub(crate) fn summed(
     for (slice, sums) in sums.iter_mut().enumerate() {
         let end = len.min((slice + 1) * SLICE);
         let used = ROW.min(end - slice * SLICE);
-        // A lane adds up four columns.
-        columns.iter_mut().take(terms).for_each(|column| column[..used.next_multiple_of(4)].fill(0.0));
+        columns.iter_mut().take(terms).for_each(|column| column[..used].fill(0.0));
         for start in (slice * SLICE..end).step_by(ROW) {
             add(start..end.min(start + ROW), columns);
         }
         *sums = [0.0; MAX_TERMS];
-        sums.iter_mut().zip(&*columns).take(terms).for_each(|(sum, column)| *sum = fold(column, used));
+        sums.iter_mut().zip(&*columns).take(terms).for_each(|(sum, column)| *sum = fold(&column[..used]));
     }
 }
 
-/// The sum of a slice's columns, of which those from `used` on are 0.
+/// The sum of a slice's columns.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn fold(columns: &[f32; ROW], used: usize) -> f32 {
+fn fold(columns: &[f32]) -> f32 {
+    sum_of_row(columns, |column| column)
+}
+
+/// The sum of the terms of at most a row: of those of four elements for each lane, then the tree.
+#[inline(always)]
+pub(crate) fn sum_of_row(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
-    let used = used.div_ceil(4);
-    for (lane, column) in lanes.iter_mut().zip(columns.chunks_exact(4)).take(used) {
-        *lane = (column[0] + column[1]) + (column[2] + column[3]);
+    let sum = |[x, y, z, w]: [f32; 4]| (x + y) + (z + w);
+    let (fours, rest) = row.as_chunks();
+    for (lane, &[x, y, z, w]) in lanes.iter_mut().zip(fours) {
+        *lane = sum([term(x), term(y), term(z), term(w)]);
     }
-    tree(&mut lanes, used)
+    if !rest.is_empty() {
+        lanes[fours.len()] = sum(array::from_fn(|nth| rest.get(nth).map_or(0.0, |&x| term(x))));
+    }
+    tree(&mut lanes, row.len().div_ceil(4))
 }
 
 /// The sums of a parameter, of those of its slices.
@@ -74,7 +84,7 @@ pub(crate) fn total(slices: &[Sums]) -> Sums {
     if let [sums] = slices {
         return *sums;
     }
-    std::array::from_fn(|term| {
+    array::from_fn(|term| {
         let mut lanes = [0.0; LANES];
         for row in slices.chunks(LANES) {
             for (lane, sums) in lanes.iter_mut().zip(row) {

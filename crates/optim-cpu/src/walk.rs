@@ -284,9 +284,10 @@ pub(crate) fn update(
     space: &mut Space,
     kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, &mut Opened<'_>),
 ) {
-    let whole = 0..piece.len;
+    let (whole, weight) = (0..piece.len, record.stages.ema);
+    let averages = form.tensor.ema && weight > 0.0;
     if form.at_rest
-        && !(form.tensor.ema && record.stages.ema > 0.0)
+        && !averages
         && let Some((g, scaling)) = gradient.as_kernels_take_it(form, shape, &whole)
     {
         let mut slots = match form.narrow {
@@ -301,22 +302,6 @@ pub(crate) fn update(
         };
         return kernel(0, floats_mut(piece.p), g, scaling, &mut slots);
     }
-    update_in_blocks(form, record, shape, gradient, piece, space, kernel);
-}
-
-/// As [`update`], block by block.
-#[inline(never)]
-fn update_in_blocks(
-    form: &Form,
-    record: &Record,
-    shape: &Shape<'_>,
-    gradient: Gradient<'_>,
-    piece: &mut Piece<'_>,
-    space: &mut Space,
-    kernel: impl Fn(usize, &mut [f32], &[f32], Scaling, &mut Opened<'_>),
-) {
-    let (whole, weight) = (0..piece.len, record.stages.ema);
-    let averages = form.tensor.ema && weight > 0.0;
     let blocks = space.blocks();
     let update = |piece: &mut Piece<'_>, range: Range<usize>, g: Option<&[f32]>, blocks: &mut Blocks| {
         update_block(form, record, shape, gradient, piece, range, g, blocks, &kernel);
